@@ -1,0 +1,1 @@
+//! Safe, asynchronous SPDK.
