@@ -1,0 +1,248 @@
+//! Everything that the environment says, read in one place.
+//!
+//! [`Env`] is the one helper that reads a variable; it remembers each name, so that the list of
+//! `rerun-if-env-changed` lines cannot miss one. A name with the target appended
+//! (`SPDK_SYS_DIR_x86_64_unknown_linux_gnu`) goes before the plain one.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Reads variables and remembers which.
+pub struct Env {
+    get: Box<dyn Fn(&str) -> Option<OsString>>,
+    target: String,
+    asked: BTreeSet<String>,
+}
+
+impl Env {
+    /// The process environment.
+    pub fn process() -> Self {
+        Self::with(|name| std::env::var_os(name))
+    }
+
+    /// An environment that `get` answers for.
+    pub fn with(get: impl Fn(&str) -> Option<OsString> + 'static) -> Self {
+        let target = get("TARGET")
+            .map(|t| t.to_string_lossy().replace(['-', '.'], "_"))
+            .unwrap_or_default();
+        Self {
+            get: Box::new(get),
+            target,
+            asked: BTreeSet::new(),
+        }
+    }
+
+    /// A variable that a person sets. An empty one is as good as none.
+    pub fn user(&mut self, name: &str) -> Option<OsString> {
+        let specific = format!("{name}_{}", self.target);
+        let value = [specific.as_str(), name]
+            .into_iter()
+            .find_map(|n| (self.get)(n).filter(|v| !v.is_empty()));
+        self.asked.insert(specific);
+        self.asked.insert(name.to_owned());
+        value
+    }
+
+    /// A variable that cargo sets; cargo itself knows when it changes.
+    pub fn cargo(&self, name: &str) -> Result<OsString> {
+        (self.get)(name).ok_or_else(|| Error::from(format!("{name} is not set: run this through cargo")))
+    }
+
+    /// Whether a variable that cargo sets is there.
+    pub fn has(&self, name: &str) -> bool {
+        (self.get)(name).is_some()
+    }
+
+    /// A line for cargo for each variable that was asked for.
+    pub fn rerun_lines(&self) -> Vec<String> {
+        self.asked
+            .iter()
+            .map(|name| format!("cargo::rerun-if-env-changed={name}"))
+            .collect()
+    }
+}
+
+/// Which part of the patch series is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// What makes SPDK build and run here, and no more: the control build.
+    Enabling,
+    /// The whole series.
+    Full,
+}
+
+impl Part {
+    /// As `SPDK_SYS_SERIES` and `DEP_SPDK_SERIES` spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Enabling => "enabling",
+            Part::Full => "full",
+        }
+    }
+}
+
+/// The cargo features that are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub struct Features {
+    pub nvme: bool,
+    pub nvmf: bool,
+    pub uring: bool,
+    pub raid: bool,
+    pub nbd: bool,
+}
+
+impl Features {
+    /// Every feature on.
+    pub const ALL: Self = Self {
+        nvme: true,
+        nvmf: true,
+        uring: true,
+        raid: true,
+        nbd: true,
+    };
+}
+
+/// What the environment asks for.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `SPDK_SYS_DIR`: a build tree, linked as it is.
+    pub dir: Option<PathBuf>,
+    /// `SPDK_SYS_SOURCE`: a source tree or a tarball.
+    pub source: Option<PathBuf>,
+    /// `SPDK_SYS_CACHE`: where sources and builds are kept.
+    pub cache: PathBuf,
+    /// `SPDK_SYS_SERIES`.
+    pub series: Part,
+    /// `SPDK_SYS_ARCH`: the oldest processor that the result runs on.
+    pub arch: String,
+    /// `SPDK_SYS_ALLOW_UNPATCHED`: take an SPDK without the patches.
+    pub allow_unpatched: bool,
+    /// `NUM_JOBS`.
+    pub jobs: usize,
+    /// The C compiler that SPDK is built with (`CC`).
+    pub cc: String,
+    /// The cargo features.
+    pub features: Features,
+    /// `OUT_DIR`.
+    pub out_dir: PathBuf,
+    /// `CARGO_MANIFEST_DIR`.
+    pub manifest_dir: PathBuf,
+}
+
+/// The oldest processors that the result runs on, unless `SPDK_SYS_ARCH` says otherwise.
+pub const DEFAULT_ARCH: &str = "x86-64-v2";
+
+impl Config {
+    /// Reads all variables; the first senseless one is the error.
+    pub fn from_env(env: &mut Env) -> Result<Self> {
+        let target = env.cargo("TARGET")?;
+        if target != "x86_64-unknown-linux-gnu" {
+            return Err(Error::from(format!(
+                "the target {} is not supported: SPDK v20.07 is built and tested on x86_64-unknown-linux-gnu only.",
+                target.to_string_lossy()
+            )));
+        }
+        let path = |value: Option<OsString>| value.map(PathBuf::from);
+        let dir = path(env.user("SPDK_SYS_DIR"));
+        let source = path(env.user("SPDK_SYS_SOURCE"));
+        let cache = cache_dir(env)?;
+        let series = match word(env, "SPDK_SYS_SERIES")?.as_deref() {
+            None | Some("full") => Part::Full,
+            Some("enabling") => Part::Enabling,
+            Some(other) => {
+                return Err(Error::from(format!(
+                    "SPDK_SYS_SERIES={other} is not known: say \"full\" (or nothing) for all patches, or \"enabling\" for the control build."
+                )));
+            }
+        };
+        let arch = word(env, "SPDK_SYS_ARCH")?.unwrap_or_else(|| DEFAULT_ARCH.to_owned());
+        let allow_unpatched = match word(env, "SPDK_SYS_ALLOW_UNPATCHED")?.as_deref() {
+            None | Some("0") => false,
+            Some("1") => true,
+            Some(other) => {
+                return Err(Error::from(format!(
+                    "SPDK_SYS_ALLOW_UNPATCHED={other}: say 1, or nothing."
+                )));
+            }
+        };
+        let cc = word(env, "CC")?.unwrap_or_else(|| "cc".to_owned());
+        let feature = |name: &str| env.has(&format!("CARGO_FEATURE_{name}"));
+        let features = Features {
+            nvme: feature("NVME"),
+            nvmf: feature("NVMF"),
+            uring: feature("URING"),
+            raid: feature("RAID"),
+            nbd: feature("NBD"),
+        };
+        let jobs = env
+            .cargo("NUM_JOBS")?
+            .to_string_lossy()
+            .parse()
+            .unwrap_or(1)
+            .max(1);
+        let out_dir = PathBuf::from(env.cargo("OUT_DIR")?);
+        let manifest_dir = PathBuf::from(env.cargo("CARGO_MANIFEST_DIR")?);
+        Ok(Self {
+            dir,
+            source,
+            cache,
+            series,
+            arch,
+            allow_unpatched,
+            jobs,
+            cc,
+            features,
+            out_dir,
+            manifest_dir,
+        })
+    }
+}
+
+/// `SPDK_SYS_CACHE`, else `spdk-sys` in the user's cache directory.
+fn cache_dir(env: &mut Env) -> Result<PathBuf> {
+    let chosen = env.user("SPDK_SYS_CACHE").map(PathBuf::from);
+    let xdg = env
+        .user("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|p| p.is_absolute());
+    let home = env.user("HOME").map(PathBuf::from);
+    let cache = match (chosen, xdg, home) {
+        (Some(cache), _, _) => cache,
+        (None, Some(xdg), _) => xdg.join("spdk-sys"),
+        (None, None, Some(home)) => home.join(".cache/spdk-sys"),
+        (None, None, None) => {
+            return Err(Error::from(
+                "neither SPDK_SYS_CACHE nor HOME is set: say where to keep SPDK with SPDK_SYS_CACHE.",
+            ));
+        }
+    };
+    check_path("SPDK_SYS_CACHE", &cache)?;
+    Ok(cache)
+}
+
+/// Refuses paths that make and configure would take apart.
+fn check_path(name: &str, path: &Path) -> Result<()> {
+    let bad = |c: char| !(c.is_ascii_alphanumeric() || "/._-+@,".contains(c));
+    if !path.is_absolute() || path.to_string_lossy().contains(bad) {
+        return Err(Error::from(format!(
+            "{name} = {}: SPDK's makefiles need an absolute path of letters, digits and . _ - + @ , only. Choose another place with {name}.",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+/// A variable that must be text.
+fn word(env: &mut Env, name: &str) -> Result<Option<String>> {
+    match env.user(name) {
+        None => Ok(None),
+        Some(value) => match value.into_string() {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(_) => Err(Error::from(format!("{name} is not text."))),
+        },
+    }
+}
