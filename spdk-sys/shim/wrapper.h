@@ -29,7 +29,9 @@
 #include "spdk/nvmf_transport.h"
 #include "spdk/rpc.h"
 #include "spdk/sock.h"
+#if __has_include("spdk/spdk_rs.h")
 #include "spdk/spdk_rs.h"
+#endif
 #include "spdk/string.h"
 #include "spdk/thread.h"
 #include "spdk/trace.h"
@@ -55,3 +57,4 @@
 #include "event/subsystems/nvmf/event_nvmf.h"
 
 #include "shim.h"
+#include "lvol.h"
