@@ -1,0 +1,151 @@
+//! What this crate keeps for each spdk_thread: an executor, and the poller that drives it.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::{c_int, c_void};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use spdk_sys::{spdk_poller, spdk_thread};
+
+use super::thread::ThreadHandle;
+use crate::executor::Executor;
+use crate::{Error, Result, guard};
+
+/// The Rust side of one spdk_thread; lives on the OS thread of its reactor.
+pub(crate) struct Context {
+    thread: *mut spdk_thread,
+    handle: ThreadHandle,
+    executor: Executor,
+    poller: Cell<*mut spdk_poller>,
+}
+
+static_assertions::assert_not_impl_any!(Context: Send, Sync);
+
+thread_local! {
+    /// The contexts of the spdk_threads that this OS thread runs. SPDK moves an spdk_thread to
+    /// another OS thread only if its CPU mask is changed, which nothing here does.
+    static CONTEXTS: RefCell<Vec<Rc<Context>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Every thread that has a context, for stopping them.
+static THREADS: Mutex<Vec<ThreadHandle>> = Mutex::new(Vec::new());
+
+impl Context {
+    pub(crate) fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
+    pub(crate) fn handle(&self) -> &ThreadHandle {
+        &self.handle
+    }
+}
+
+/// The context of the current spdk_thread, if it has one.
+pub(crate) fn current() -> Option<Rc<Context>> {
+    // SAFETY: spdk_get_thread reads a thread-local variable; it may be called anywhere.
+    let thread = unsafe { spdk_sys::spdk_get_thread() };
+    if thread.is_null() {
+        return None;
+    }
+    CONTEXTS.with_borrow(|contexts| {
+        contexts
+            .iter()
+            .find(|context| context.thread == thread)
+            .map(Rc::clone)
+    })
+}
+
+/// Gives the current spdk_thread a context: the one that `handle` names and feeds.
+///
+/// # Errors
+/// No memory for the poller. The handle's inbox is closed then.
+pub(crate) fn install(handle: ThreadHandle) -> Result<Rc<Context>> {
+    const WHAT: &str = "set up spdk_thread";
+    // SAFETY: spdk_get_thread reads a thread-local variable; it may be called anywhere.
+    let thread = unsafe { spdk_sys::spdk_get_thread() };
+    let executor = Executor::new(Arc::clone(handle.inbox()));
+    let context = Rc::new(Context {
+        thread,
+        handle,
+        executor,
+        poller: Cell::new(std::ptr::null_mut()),
+    });
+    let arg = Rc::as_ptr(&context).cast_mut().cast::<c_void>();
+    // SAFETY: this runs on an spdk_thread. The poller's argument lives until the poller is
+    // unregistered, both in `close_current`. The name is copied.
+    let poller = unsafe { spdk_sys::spdk_poller_register_named(Some(run), arg, 0, c"rust".as_ptr()) };
+    let poller = Error::check_ptr(WHAT, context.handle.name(), poller, libc::ENOMEM)?;
+    context.poller.set(poller.as_ptr());
+    CONTEXTS.with_borrow_mut(|contexts| contexts.push(Rc::clone(&context)));
+    Ok(context)
+}
+
+/// Puts a thread on the list of those to be closed at the end.
+pub(crate) fn list(handle: &ThreadHandle) {
+    let mut threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
+    threads.push(handle.clone());
+}
+
+/// The poller that drives the executor.
+unsafe extern "C" fn run(arg: *mut c_void) -> c_int {
+    const IDLE: c_int = 0;
+    const BUSY: c_int = 1;
+    let arg = arg.cast_const().cast::<Context>();
+    // SAFETY: the context lives while its poller is registered (see `install`).
+    if unsafe { &*arg }.executor.is_idle() {
+        return IDLE;
+    }
+    guard::ffi(BUSY, || {
+        // A task may close the context: hold it until the queue has let go of it.
+        // SAFETY: the pointer comes from Rc::as_ptr, and CONTEXTS holds the Rc.
+        let context = unsafe {
+            Rc::increment_strong_count(arg);
+            Rc::from_raw(arg)
+        };
+        if context.executor.run() > 0 { BUSY } else { IDLE }
+    })
+}
+
+/// Closes the context of the current spdk_thread: drops its tasks, stops its poller. Must not be
+/// called inside of a task.
+pub(crate) fn close_current() {
+    let Some(context) = current() else { return };
+    context.executor.close();
+    let mut poller = context.poller.replace(std::ptr::null_mut());
+    // SAFETY: this is the thread that registered the poller; SPDK allows a poller to unregister
+    // itself, and calls it never again.
+    unsafe { spdk_sys::spdk_poller_unregister(&mut poller) };
+    CONTEXTS.with_borrow_mut(|contexts| contexts.retain(|other| !Rc::ptr_eq(other, &context)));
+    let mut threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
+    threads.retain(|handle| handle.id() != context.handle.id());
+}
+
+/// Closes the contexts of all threads but the current one. The counter returned falls to 0 when
+/// they have done so. `then` runs on each of the threads, after its last task was dropped.
+pub(crate) fn close_all(then: fn()) -> Arc<AtomicUsize> {
+    /// Counts down when it is dropped, so also when the message is.
+    struct Left(Arc<AtomicUsize>);
+    impl Drop for Left {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+    let current = current().map(|context| context.handle.id());
+    let threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let left = Arc::new(AtomicUsize::new(0));
+    for handle in threads {
+        if Some(handle.id()) == current {
+            continue;
+        }
+        left.fetch_add(1, Ordering::AcqRel);
+        let one = Left(Arc::clone(&left));
+        // A thread that has closed by itself meanwhile drops the message.
+        let _ = handle.inbox().call(Box::new(move || {
+            close_current();
+            then();
+            drop(one);
+        }));
+    }
+    left
+}

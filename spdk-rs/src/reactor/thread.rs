@@ -1,0 +1,308 @@
+//! Names for spdk_threads, and what can be sent to them.
+
+use std::ffi::{CStr, CString, c_void};
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use spdk_sys::spdk_thread;
+
+use super::context;
+use crate::executor::{Inbox, channel};
+use crate::{Error, ErrorKind, JoinHandle, Result, env, guard};
+
+/// Where the app thread's handle is kept while the runtime is up.
+static APP_THREAD: Mutex<Option<ThreadHandle>> = Mutex::new(None);
+
+/// Makes the current spdk_thread the app thread.
+pub(crate) fn enter_app_thread() -> Result<ThreadHandle> {
+    // SAFETY: spdk_get_thread reads a thread-local variable; it may be called anywhere.
+    let thread = unsafe { spdk_sys::spdk_get_thread() };
+    let thread = Error::check_ptr("set up the app thread", "", thread, libc::EPERM)?;
+    // SAFETY: the thread is the current one, so it exists.
+    let handle = unsafe { ThreadHandle::of(thread.as_ptr(), Inbox::new()) };
+    context::install(handle.clone())?;
+    context::list(&handle);
+    *APP_THREAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle.clone());
+    Ok(handle)
+}
+
+/// Forgets the app thread, once the runtime has stopped.
+pub(crate) fn leave_app_thread() {
+    *APP_THREAD.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
+/// Finds and makes spdk_threads.
+#[derive(Debug)]
+pub struct Thread(());
+
+impl Thread {
+    /// The spdk_thread that the caller runs on, if it is one of this crate's: the app thread or
+    /// one made by [`Thread::create`].
+    #[doc(alias = "spdk_get_thread")]
+    pub fn current() -> Option<ThreadHandle> {
+        context::current().map(|context| context.handle().clone())
+    }
+
+    /// The app thread: the first one, on which SPDK's own set-up and its RPCs run, and the first
+    /// task. Most of SPDK's management functions want to be called there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotRunning`] outside of [`Runtime::run`](crate::Runtime::run).
+    pub fn app() -> Result<ThreadHandle> {
+        let app = APP_THREAD.lock().unwrap_or_else(PoisonError::into_inner);
+        app.clone().ok_or_else(|| not_running("find the app thread", ""))
+    }
+
+    /// Makes an spdk_thread on core `core`, which must be in the runtime's core mask. It lives
+    /// until [`ThreadHandle::exit`], or until the runtime stops.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if the runtime does not use that core or the name contains
+    /// a NUL; [`ErrorKind::NotRunning`]; [`ErrorKind::NoMemory`].
+    #[doc(alias = "spdk_thread_create")]
+    pub fn create(name: &str, core: u32) -> Result<ThreadHandle> {
+        const WHAT: &str = "create spdk_thread";
+        env::check_running(WHAT)?;
+        let c_name = CString::new(name)
+            .map_err(|_| Error::new(ErrorKind::InvalidArgument, WHAT, name, "contains a NUL"))?;
+        // SAFETY: while SPDK runs (checked) the mask is set up and is not changed; get_cpu takes
+        // any number.
+        let used = unsafe { spdk_sys::spdk_cpuset_get_cpu(spdk_sys::spdk_app_get_core_mask(), core) };
+        if !used {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                WHAT,
+                name,
+                format!("core {core} is not in the runtime's core mask"),
+            ));
+        }
+        // SAFETY: a cpuset is a plain bit array: zero is the empty set. The core is in a set, so
+        // within the bound. spdk_thread_create copies set and name, and may be called on any
+        // thread while SPDK runs.
+        let thread = unsafe {
+            let mut set: spdk_sys::spdk_cpuset = std::mem::zeroed();
+            spdk_sys::spdk_cpuset_set_cpu(&mut set, core, true);
+            spdk_sys::spdk_thread_create(c_name.as_ptr(), &mut set)
+        };
+        let thread = Error::check_ptr(WHAT, name, thread, libc::ENOMEM)?;
+        // SAFETY: the thread was created above, and nobody else could make it exit yet.
+        let handle = unsafe { ThreadHandle::of(thread.as_ptr(), Inbox::new()) };
+        let arg = Box::into_raw(Box::new(handle.clone()));
+        // SAFETY: the thread exists (as above). The message owns the box.
+        let rc =
+            unsafe { spdk_sys::spdk_thread_send_msg(thread.as_ptr(), Some(adopt), arg.cast::<c_void>()) };
+        if rc != 0 {
+            // SAFETY: the message was not sent, so the box is ours again. The idle spdk_thread
+            // that is left ends with the runtime.
+            drop(unsafe { Box::from_raw(arg) });
+            return Err(Error::from_errno(WHAT, name, rc));
+        }
+        context::list(&handle);
+        Ok(handle)
+    }
+}
+
+/// The first message to a thread made here: sets up its executor.
+unsafe extern "C" fn adopt(arg: *mut c_void) {
+    guard::ffi((), || {
+        // SAFETY: `create` sends a box of this type, once.
+        let handle = unsafe { Box::from_raw(arg.cast::<ThreadHandle>()) };
+        if let Err(error) = context::install(*handle) {
+            // Its inbox is closed: what was sent to it ends as canceled.
+            eprintln!("spdk-rs: {error}");
+        }
+    });
+}
+
+fn not_running(what: &'static str, name: &str) -> Error {
+    Error::new(
+        ErrorKind::NotRunning,
+        what,
+        name,
+        "the spdk_thread has exited, or SPDK is not running",
+    )
+}
+
+/// Names an spdk_thread and sends work to it. Can be cloned and sent anywhere, and outlives the
+/// thread (what is sent then is refused).
+#[derive(Clone)]
+pub struct ThreadHandle(Arc<Inner>);
+
+struct Inner {
+    id: u64,
+    name: String,
+    inbox: Arc<Inbox>,
+}
+
+static_assertions::assert_impl_all!(ThreadHandle: Send, Sync);
+
+impl ThreadHandle {
+    /// # Safety
+    /// The thread exists.
+    unsafe fn of(thread: *mut spdk_thread, inbox: Arc<Inbox>) -> Self {
+        // SAFETY: the thread exists (contract); its name is a C string inside of it, which is
+        // copied here.
+        let (id, name) = unsafe {
+            let name = CStr::from_ptr(spdk_sys::spdk_thread_get_name(thread));
+            let id = spdk_sys::spdk_thread_get_id(thread);
+            (id, name.to_string_lossy().into_owned())
+        };
+        Self(Arc::new(Inner { id, name, inbox }))
+    }
+
+    /// SPDK's number of the thread, never given twice.
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    /// The name it was created with.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Whether the caller runs on this thread.
+    pub fn is_current(&self) -> bool {
+        Thread::current().is_some_and(|current| current.id() == self.id())
+    }
+
+    pub(crate) fn inbox(&self) -> &Arc<Inbox> {
+        &self.0.inbox
+    }
+
+    /// Runs `message` on the thread, once, after what was sent before it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotRunning`] if the thread has exited.
+    #[doc(alias = "spdk_thread_send_msg")]
+    pub fn send(&self, message: impl FnOnce() + Send + 'static) -> Result<()> {
+        self.0
+            .inbox
+            .call(Box::new(message))
+            .map_err(|_| not_running("send message", self.name()))
+    }
+
+    /// Runs a future on the thread. `make` is sent there and makes the future, which therefore
+    /// need not be `Send`. The handle can be awaited anywhere.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotRunning`] if the thread has exited.
+    pub fn spawn_on<M, F>(&self, make: M) -> Result<JoinHandle<F::Output>>
+    where
+        M: FnOnce() -> F + Send + 'static,
+        F: Future + 'static,
+        F::Output: Send + 'static,
+    {
+        let (sender, handle) = channel();
+        let message = move || {
+            // A closing executor drops its messages, so there is a context if this runs.
+            if let Some(context) = context::current() {
+                // `make` runs inside of the task, so that its panic is the task's.
+                let future = async move { make().await };
+                context.executor().spawn_with(future, sender);
+            }
+        };
+        self.0
+            .inbox
+            .call(Box::new(message))
+            .map_err(|_| not_running("spawn task", self.name()))?;
+        Ok(handle)
+    }
+
+    /// Makes the thread exit: its tasks are dropped, then SPDK lets it go as soon as its channels
+    /// are closed. Resolves when the tasks are gone. Does nothing to a thread that has exited,
+    /// nor to the app thread, which lives as long as the runtime.
+    #[doc(alias = "spdk_thread_exit")]
+    pub async fn exit(&self) {
+        if Thread::app().is_ok_and(|app| app.id() == self.id()) {
+            return;
+        }
+        let (sender, handle) = channel::<()>();
+        let message = move || {
+            context::close_current();
+            exit_current();
+            drop(sender);
+        };
+        if self.0.inbox.call(Box::new(message)).is_ok() {
+            // "Canceled", from the sender that is dropped, is the good news here.
+            let _ = handle.await;
+        }
+    }
+}
+
+/// Lets SPDK end the current spdk_thread.
+pub(crate) fn exit_current() {
+    // SAFETY: spdk_thread_exit wants the current thread, which this is. It is called from inside
+    // the thread's poll; the reactor destroys the thread after that.
+    unsafe {
+        let thread = spdk_sys::spdk_get_thread();
+        if !thread.is_null() {
+            spdk_sys::spdk_thread_exit(thread);
+        }
+    }
+}
+
+impl fmt::Debug for ThreadHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ThreadHandle")
+            .field("id", &self.id())
+            .field("name", &self.name())
+            .finish()
+    }
+}
+
+/// The spdk_thread that owns a C object, for the checks that hold in release builds too.
+pub(crate) struct Owner(ThreadHandle);
+
+impl Owner {
+    /// The current spdk_thread.
+    pub(crate) fn current(what: &'static str, device: &str) -> Result<Self> {
+        Thread::current().map(Self).ok_or_else(|| {
+            Error::new(
+                ErrorKind::WrongThread,
+                what,
+                device,
+                "must be called on one of SPDK's threads, inside Runtime::run",
+            )
+        })
+    }
+
+    /// Whether the caller runs on the owner.
+    pub(crate) fn is_current(&self) -> bool {
+        self.0.is_current()
+    }
+
+    /// Refuses `what` on any other thread.
+    pub(crate) fn check(&self, what: &'static str, device: &str) -> Result<()> {
+        if self.is_current() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::WrongThread,
+            what,
+            device,
+            format!("belongs to the spdk_thread '{}'", self.0.name()),
+        ))
+    }
+
+    /// Runs `body` on the owner: now if this is it, else by a message. If the owner has exited,
+    /// `body` is leaked: what it would free belongs to a thread that is gone.
+    pub(crate) fn run(&self, body: impl FnOnce() + 'static) {
+        /// Moves something that is not Send to the thread that owns it.
+        struct Home<F>(std::mem::ManuallyDrop<F>);
+        // SAFETY: the closure belongs to the owner (that is what `run` is for), is called there,
+        // and is never dropped anywhere else.
+        unsafe impl<F> Send for Home<F> {}
+        impl<F: FnOnce()> Home<F> {
+            fn call(self) {
+                std::mem::ManuallyDrop::into_inner(self.0)();
+            }
+        }
+        if self.is_current() {
+            body();
+            return;
+        }
+        let home = Home(std::mem::ManuallyDrop::new(body));
+        let _ = self.0.inbox().call(Box::new(move || home.call()));
+    }
+}
