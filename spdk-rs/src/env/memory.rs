@@ -1,0 +1,106 @@
+//! Memory sizes, checked before DPDK sees them.
+
+use std::fs;
+
+use crate::{Error, ErrorKind, Result};
+
+const WHAT: &str = "check memory size";
+const MIB: u64 = 1024 * 1024;
+
+/// What SPDK gets without huge pages if nothing is asked for. (DPDK's own default, 64 MiB, is
+/// not enough for SPDK's message and event pools.)
+pub(crate) const DEFAULT_NO_HUGE_MB: u32 = 512;
+
+/// Checks that there is as much memory as SPDK is to take.
+pub(crate) fn check(memory_mb: Option<u32>, no_huge: bool) -> Result<()> {
+    let wanted = u64::from(memory_mb.unwrap_or(if no_huge { DEFAULT_NO_HUGE_MB } else { 0 }));
+    let name = format!("{wanted} MiB");
+    if memory_mb == Some(0) {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            WHAT,
+            name,
+            "SPDK needs some memory: leave the size away, or give some hundred MiB",
+        ));
+    }
+    if memory_mb.is_some_and(|mb| i32::try_from(mb).is_err()) {
+        return Err(Error::new(ErrorKind::OutOfRange, WHAT, name, "too large"));
+    }
+    let (free, what, advice) = if no_huge {
+        let free = available_bytes();
+        (free, "memory", "ask for less")
+    } else {
+        let free = free_huge_bytes();
+        (
+            free,
+            "free huge pages",
+            "ask for less, reserve more (vm.nr_hugepages), or run without huge pages",
+        )
+    };
+    let Some(free) = free else {
+        return Ok(()); // cannot tell: let DPDK try
+    };
+    if free / MIB < wanted.max(1) {
+        return Err(Error::new(
+            ErrorKind::NoMemory,
+            WHAT,
+            name,
+            format!("there are only {} MiB of {what}: {advice}", free / MIB),
+        ));
+    }
+    Ok(())
+}
+
+/// `MemAvailable` of /proc/meminfo.
+fn available_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    meminfo(&text, "MemAvailable:")
+}
+
+fn meminfo(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Free huge pages of all sizes.
+fn free_huge_bytes() -> Option<u64> {
+    let mut free = 0;
+    for entry in fs::read_dir("/sys/kernel/mm/hugepages").ok()? {
+        let entry = entry.ok()?;
+        let name = entry.file_name();
+        let kib: u64 = name
+            .to_str()?
+            .strip_prefix("hugepages-")?
+            .strip_suffix("kB")?
+            .parse()
+            .ok()?;
+        let pages = fs::read_to_string(entry.path().join("free_hugepages")).ok()?;
+        let pages: u64 = pages.trim().parse().ok()?;
+        free += pages * kib * 1024;
+    }
+    Some(free)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meminfo_lines() {
+        let text = "MemTotal:       100 kB\nMemAvailable:   50 kB\n";
+        assert_eq!(meminfo(text, "MemAvailable:"), Some(50 * 1024));
+        assert_eq!(meminfo(text, "HugeTotal:"), None);
+    }
+
+    #[test]
+    fn none_and_too_much() {
+        let error = check(Some(0), true).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        let error = check(Some(1 << 30), true).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoMemory);
+        let error = check(Some(u32::MAX), true).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutOfRange);
+        check(Some(16), true).expect("16 MiB are there");
+    }
+}
