@@ -1,0 +1,73 @@
+//! Block devices on files (and on the kernel's own block devices), through Linux AIO.
+
+use std::fs::OpenOptions;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::{Bdev, c_name, new_name};
+use crate::{Error, ErrorKind, Result};
+
+/// Makes a block device of a file. Its size is rounded down to whole blocks.
+///
+/// `block_size` is a power of two of at least 512; 0 asks the file (which only device files can
+/// answer).
+///
+/// # Errors
+/// [`ErrorKind::AlreadyExists`] if the name is taken; [`ErrorKind::NotFound`] or
+/// [`ErrorKind::PermissionDenied`] if the file cannot be opened for reading and writing;
+/// [`ErrorKind::InvalidArgument`] for a bad block size or a file without a block;
+/// [`ErrorKind::WrongThread`] if not called on the app thread.
+#[doc(alias = "create_aio_bdev")]
+pub fn create(name: &str, path: impl AsRef<Path>, block_size: u32) -> Result<Bdev> {
+    const WHAT: &str = "create AIO bdev";
+    let path = path.as_ref();
+    let named = new_name(WHAT, name)?;
+    let shown = path.display();
+    // SPDK's own errno is that of whatever it logged with in between: ask first.
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    let size = file.and_then(|file| file.metadata()).map_err(|error| {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        Error::from_errno(WHAT, name, errno).with_detail(format!("cannot open {shown}"))
+    })?;
+    if size.is_file() && size.len() < u64::from(block_size.max(512)) {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            WHAT,
+            name,
+            format!("{shown} is smaller than a block"),
+        ));
+    }
+    if block_size != 0 && (block_size < 512 || !block_size.is_power_of_two()) {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            WHAT,
+            name,
+            format!("block size {block_size} is not a power of two of at least 512"),
+        ));
+    }
+    let c_path = std::ffi::CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| Error::new(ErrorKind::InvalidArgument, WHAT, name, "the path contains a NUL"))?;
+    // SAFETY: on the app thread (new_name); both texts are copied.
+    let rc = unsafe { spdk_sys::create_aio_bdev(named.as_ptr(), c_path.as_ptr(), block_size) };
+    Error::check(WHAT, name, rc)
+        .map_err(|error| error.with_detail(format!("{shown}, blocks of {block_size}")))?;
+    Bdev::find(name)
+}
+
+/// Deletes an AIO block device; the file stays. Waits until everybody who has it open has closed
+/// it.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`]; [`ErrorKind::InvalidArgument`] if it is of another kind;
+/// [`ErrorKind::Busy`] if it is being deleted; [`ErrorKind::WrongThread`] if not called on the
+/// app thread.
+#[doc(alias = "bdev_aio_delete")]
+pub async fn delete(name: &str) -> Result<()> {
+    const WHAT: &str = "delete AIO bdev";
+    c_name(WHAT, name)?;
+    super::delete(WHAT, name, |bdev, cb_fn, cb_arg| {
+        // SAFETY: `delete` looked the bdev up on this thread; it checks the kind.
+        unsafe { spdk_sys::bdev_aio_delete(bdev, Some(cb_fn), cb_arg) }
+    })
+    .await
+}

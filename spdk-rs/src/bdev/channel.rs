@@ -1,0 +1,237 @@
+//! A thread's path to an open block device.
+
+use std::cell::Cell;
+use std::fmt;
+use std::rc::Rc;
+
+use spdk_sys::spdk_io_channel;
+
+use super::descriptor::{Inner as DescriptorInner, Mode};
+use super::io::{self, Kind, Request};
+use crate::buf::{BufResult, DmaBuf};
+use crate::{Error, ErrorKind, Result};
+
+/// What a [`Channel`] and its I/O share.
+pub(super) struct ChannelInner {
+    /// Null after the descriptor has let go.
+    raw: Cell<*mut spdk_io_channel>,
+    descriptor: Rc<DescriptorInner>,
+}
+
+impl ChannelInner {
+    pub(super) fn new(raw: *mut spdk_io_channel, descriptor: Rc<DescriptorInner>) -> Rc<Self> {
+        Rc::new(Self {
+            raw: Cell::new(raw),
+            descriptor,
+        })
+    }
+
+    pub(super) fn descriptor(&self) -> &Rc<DescriptorInner> {
+        &self.descriptor
+    }
+
+    /// The C channel. Not null while I/O is in flight.
+    pub(super) fn raw(&self) -> *mut spdk_io_channel {
+        self.raw.get()
+    }
+
+    /// Gives the C channel back, on its thread.
+    pub(super) fn put(&self) {
+        let raw = self.raw.replace(std::ptr::null_mut());
+        if !raw.is_null() {
+            // SAFETY: a reference that this object holds, given back once, on the channel's
+            // thread (the descriptor lets go there); no I/O is in flight on it.
+            unsafe { spdk_sys::spdk_put_io_channel(raw) };
+        }
+    }
+}
+
+impl Drop for ChannelInner {
+    fn drop(&mut self) {
+        let raw = self.raw.replace(std::ptr::null_mut());
+        if raw.is_null() {
+            return;
+        }
+        self.descriptor.owner().run(move || {
+            // SAFETY: as in `put`; I/O in flight would hold a reference to this object.
+            unsafe { spdk_sys::spdk_put_io_channel(raw) };
+        });
+    }
+}
+
+/// A path to an open block device, for I/O of any depth. It belongs to the thread that opened
+/// the device.
+///
+/// Offsets and lengths are in bytes and multiples of the device's block size. A future that is
+/// dropped leaves its I/O running: the buffer stays out of reach until the device is done with
+/// it, and is freed then. Where SPDK is short of I/O objects (`ENOMEM`), I/O waits its turn; a
+/// dropped future gives its turn up.
+///
+/// # Errors
+/// Each operation may fail with [`ErrorKind::WrongThread`], [`ErrorKind::Closed`],
+/// [`ErrorKind::Removed`], [`ErrorKind::Unsupported`] (the device cannot do it),
+/// [`ErrorKind::OutOfRange`], [`ErrorKind::Misaligned`], [`ErrorKind::ReadOnly`], all before
+/// anything is done; and with what the device reported, [`ErrorKind::Io`] in general, with the
+/// NVMe status in [`Error::nvme_status`].
+///
+/// # Panics
+/// None of them.
+#[doc(alias = "spdk_io_channel")]
+pub struct Channel(Rc<ChannelInner>);
+
+static_assertions::assert_not_impl_any!(Channel: Send, Sync);
+
+impl Channel {
+    pub(super) fn new(inner: Rc<ChannelInner>) -> Self {
+        Self(inner)
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        self.0.descriptor.name()
+    }
+
+    /// Reads at `offset`, as much as the buffer's capacity; all of it is initialised then.
+    ///
+    /// # Errors
+    /// See [`Channel`]. The buffer's initialised part is as it was then, its content undefined.
+    #[doc(alias = "spdk_bdev_read")]
+    pub async fn read(&self, buf: DmaBuf, offset: u64) -> BufResult<()> {
+        let len = buf.capacity() as u64;
+        let (result, buf) = self.transfer(Kind::Read, buf, offset, len).await;
+        let Some(mut buf) = buf else {
+            unreachable!("the buffer that was given comes back")
+        };
+        if result.is_ok() {
+            // SAFETY: the device has filled the whole capacity.
+            unsafe { buf.set_len(buf.capacity()) };
+        }
+        BufResult(result, buf)
+    }
+
+    /// Writes the buffer's initialised part at `offset`.
+    ///
+    /// # Errors
+    /// See [`Channel`]; [`ErrorKind::InvalidArgument`] if nothing in the buffer is initialised.
+    #[doc(alias = "spdk_bdev_write")]
+    pub async fn write(&self, buf: DmaBuf, offset: u64) -> BufResult<()> {
+        let len = buf.len() as u64;
+        let (result, buf) = self.transfer(Kind::Write, buf, offset, len).await;
+        let Some(buf) = buf else {
+            unreachable!("the buffer that was given comes back")
+        };
+        BufResult(result, buf)
+    }
+
+    /// Writes `len` zero bytes at `offset`.
+    ///
+    /// # Errors
+    /// See [`Channel`].
+    #[doc(alias = "spdk_bdev_write_zeroes")]
+    pub async fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        self.range(Kind::WriteZeroes, offset, len).await
+    }
+
+    /// Gives the blocks of a range back to the device; what they read as after that is the
+    /// device's choice.
+    ///
+    /// # Errors
+    /// See [`Channel`].
+    #[doc(alias = "spdk_bdev_unmap")]
+    pub async fn unmap(&self, offset: u64, len: u64) -> Result<()> {
+        self.range(Kind::Unmap, offset, len).await
+    }
+
+    /// Makes what was written lasting, for the whole device. Returns at once where the device
+    /// has no write cache that could be flushed.
+    ///
+    /// # Errors
+    /// See [`Channel`].
+    #[doc(alias = "spdk_bdev_flush")]
+    pub async fn flush(&self) -> Result<()> {
+        let size = self.0.descriptor.size();
+        match self.range(Kind::Flush, 0, size).await {
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Resets the device: I/O in flight, of everybody, is aborted.
+    ///
+    /// # Errors
+    /// See [`Channel`].
+    #[doc(alias = "spdk_bdev_reset")]
+    pub async fn reset(&self) -> Result<()> {
+        self.range(Kind::Reset, 0, 0).await
+    }
+
+    async fn range(&self, kind: Kind, offset: u64, len: u64) -> Result<()> {
+        self.check(kind, offset, len)?;
+        let request = Request {
+            kind,
+            offset,
+            len,
+            buf: None,
+        };
+        io::run(Rc::clone(&self.0), request).await.0
+    }
+
+    async fn transfer(&self, kind: Kind, buf: DmaBuf, offset: u64, len: u64) -> (Result<()>, Option<DmaBuf>) {
+        if let Err(error) = self.check(kind, offset, len) {
+            return (Err(error), Some(buf));
+        }
+        let request = Request {
+            kind,
+            offset,
+            len,
+            buf: Some(buf),
+        };
+        io::run(Rc::clone(&self.0), request).await
+    }
+
+    /// Everything that can be known to fail without asking the device.
+    fn check(&self, kind: Kind, offset: u64, len: u64) -> Result<()> {
+        let descriptor = &self.0.descriptor;
+        let what = kind.what();
+        let name = descriptor.name();
+        let raw = descriptor.check(what)?;
+        if kind.changes() && descriptor.mode() == Mode::ReadOnly {
+            let why = "the device was opened for reading only";
+            return Err(Error::new(ErrorKind::ReadOnly, what, name, why));
+        }
+        // SAFETY: the descriptor is open (checked), which keeps the bdev.
+        let supported = unsafe {
+            let bdev = spdk_sys::spdk_bdev_desc_get_bdev(raw);
+            kind.supported_by(bdev)
+        };
+        if !supported {
+            let why = "the device cannot do that";
+            return Err(Error::new(ErrorKind::Unsupported, what, name, why));
+        }
+        if kind == Kind::Reset {
+            return Ok(());
+        }
+        let range = || format!("{len} bytes at {offset}");
+        if len == 0 {
+            let why = format!("{}: there is nothing to do", range());
+            return Err(Error::new(ErrorKind::InvalidArgument, what, name, why));
+        }
+        let block = descriptor.block_size();
+        if offset % block != 0 || len % block != 0 {
+            let why = format!("{} are not whole blocks of {block} bytes", range());
+            return Err(Error::new(ErrorKind::Misaligned, what, name, why));
+        }
+        let size = descriptor.size();
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            let why = format!("{} reach beyond the device's {size} bytes", range());
+            return Err(Error::new(ErrorKind::OutOfRange, what, name, why));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel").field("name", &self.name()).finish()
+    }
+}

@@ -1,0 +1,388 @@
+//! Open block devices.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+
+use spdk_sys::{spdk_bdev, spdk_bdev_desc, spdk_bdev_event_type};
+
+use super::c_name;
+use super::channel::{Channel, ChannelInner};
+use crate::reactor::Owner;
+use crate::{Error, ErrorKind, Result, guard};
+
+/// What a device is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Reading.
+    ReadOnly,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+/// Why a descriptor is not usable any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    Closed,
+    Removed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// Lets go as soon as no I/O is in flight.
+    Closing(Why),
+    /// Has let go: the C descriptor and channels are gone.
+    Gone(Why),
+}
+
+/// What a [`Descriptor`], its channels and their I/O share.
+pub(super) struct Inner {
+    /// Null before it is opened, and after it has let go.
+    raw: Cell<*mut spdk_bdev_desc>,
+    name: String,
+    owner: Owner,
+    mode: Mode,
+    block_size: Cell<u32>,
+    num_blocks: Cell<u64>,
+    state: Cell<State>,
+    in_flight: Cell<usize>,
+    channels: RefCell<Vec<Weak<ChannelInner>>>,
+    /// Who waits for a change of state.
+    waiters: RefCell<Vec<Waker>>,
+}
+
+/// An open block device; see the [module's documentation](super).
+///
+/// It belongs to the spdk_thread that opened it. Dropping it closes the device once its channels
+/// are dropped and their I/O has ended; [`Descriptor::close`] waits for that.
+#[doc(alias = "spdk_bdev_desc")]
+pub struct Descriptor(Rc<Inner>);
+
+static_assertions::assert_not_impl_any!(Descriptor: Send, Sync);
+
+impl Descriptor {
+    pub(super) fn open(name: &str, mode: Mode) -> Result<Self> {
+        const WHAT: &str = "open bdev";
+        let owner = Owner::current(WHAT, name)?;
+        let c_name = c_name(WHAT, name)?;
+        let inner = Rc::new(Inner {
+            raw: Cell::new(std::ptr::null_mut()),
+            name: name.to_owned(),
+            owner,
+            mode,
+            block_size: Cell::new(1),
+            num_blocks: Cell::new(0),
+            state: Cell::new(State::Open),
+            in_flight: Cell::new(0),
+            channels: RefCell::default(),
+            waiters: RefCell::default(),
+        });
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: this runs on an spdk_thread (Owner). The event callback's argument lives until
+        // the descriptor is closed, in `let_go` or Drop, on this thread; SPDK delivers no event
+        // after that.
+        let rc = unsafe {
+            spdk_sys::spdk_bdev_open_ext(
+                c_name.as_ptr(),
+                mode == Mode::ReadWrite,
+                Some(on_event),
+                Rc::as_ptr(&inner).cast_mut().cast::<c_void>(),
+                &mut raw,
+            )
+        };
+        Error::check(WHAT, name, rc).map_err(|error| explain_open(error, rc))?;
+        inner.raw.set(raw);
+        inner.read_size();
+        Ok(Self(inner))
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// What it was opened for.
+    pub fn mode(&self) -> Mode {
+        self.0.mode
+    }
+
+    /// Bytes in a block.
+    pub fn block_size(&self) -> u32 {
+        self.0.block_size.get()
+    }
+
+    /// The device's size in bytes; follows when the device is resized.
+    pub fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    /// The current thread's path to the device. There may be several; they share one in SPDK.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongThread`] if this is not the thread that opened the device;
+    /// [`ErrorKind::Closed`], [`ErrorKind::Removed`]; [`ErrorKind::NoMemory`].
+    #[doc(alias = "spdk_bdev_get_io_channel")]
+    pub fn channel(&self) -> Result<Channel> {
+        const WHAT: &str = "get I/O channel";
+        let raw = self.0.check(WHAT)?;
+        // SAFETY: the descriptor is open, and this is its thread.
+        let channel = unsafe { spdk_sys::spdk_bdev_get_io_channel(raw) };
+        let channel = Error::check_ptr(WHAT, &self.0.name, channel, libc::ENOMEM)?;
+        let inner = ChannelInner::new(channel.as_ptr(), Rc::clone(&self.0));
+        let mut channels = self.0.channels.borrow_mut();
+        channels.retain(|channel| channel.strong_count() > 0);
+        channels.push(Rc::downgrade(&inner));
+        Ok(Channel::new(inner))
+    }
+
+    /// Whether the device was removed.
+    pub fn is_removed(&self) -> bool {
+        self.0.why_not() == Some(Why::Removed)
+    }
+
+    /// Resolves when the device is removed, or this descriptor has been closed.
+    pub fn removed(&self) -> Removed {
+        Removed(Rc::clone(&self.0))
+    }
+
+    /// Closes the device: waits for the I/O in flight, then lets go of channels and device. I/O
+    /// on channels that are still there fails with [`ErrorKind::Closed`] from now on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongThread`] if this is not the thread that opened the device; it is closed
+    /// all the same then, soon.
+    #[doc(alias = "spdk_bdev_close")]
+    pub async fn close(self) -> Result<()> {
+        self.0.owner.check("close bdev", &self.0.name)?;
+        self.0.start_closing(Why::Closed);
+        std::future::poll_fn(|cx| self.0.poll_gone(cx)).await;
+        Ok(())
+    }
+}
+
+/// SPDK's errnos of an open say less than they could.
+fn explain_open(error: Error, rc: i32) -> Error {
+    match -rc {
+        // Nothing else is invalid: a callback is given.
+        libc::EINVAL => error
+            .with_kind(ErrorKind::NotFound)
+            .with_detail("there is no such block device"),
+        libc::ENODEV => error.with_detail("is being removed"),
+        libc::EPERM => error.with_detail(
+            "is claimed by a module (a volume store, an NVMe-oF namespace …), so that it can be \
+             opened for reading only",
+        ),
+        _ => error,
+    }
+}
+
+impl Inner {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    pub(super) fn block_size(&self) -> u64 {
+        u64::from(self.block_size.get())
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.num_blocks.get() * self.block_size()
+    }
+
+    /// The C descriptor, if this may be used here and now.
+    pub(super) fn check(&self, what: &'static str) -> Result<*mut spdk_bdev_desc> {
+        self.owner.check(what, &self.name)?;
+        match self.why_not() {
+            None => Ok(self.raw.get()),
+            Some(why) => Err(self.unusable(what, why)),
+        }
+    }
+
+    /// The error of an operation that came too late.
+    fn unusable(&self, what: &'static str, why: Why) -> Error {
+        let (kind, detail) = match why {
+            Why::Closed => (ErrorKind::Closed, "the descriptor was closed"),
+            Why::Removed => (ErrorKind::Removed, "the device was removed"),
+        };
+        Error::new(kind, what, &self.name, detail)
+    }
+
+    /// The error of I/O that could not start any more.
+    pub(super) fn gone(&self, what: &'static str) -> Error {
+        self.unusable(what, self.why_not().unwrap_or(Why::Closed))
+    }
+
+    fn why_not(&self) -> Option<Why> {
+        match self.state.get() {
+            State::Open => None,
+            State::Closing(why) | State::Gone(why) => Some(why),
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.state.get() == State::Open
+    }
+
+    pub(super) fn is_removed(&self) -> bool {
+        self.why_not() == Some(Why::Removed)
+    }
+
+    /// The C descriptor. Not null while I/O is in flight.
+    pub(super) fn raw(&self) -> *mut spdk_bdev_desc {
+        self.raw.get()
+    }
+
+    pub(super) fn io_begins(&self) {
+        self.in_flight.set(self.in_flight.get() + 1);
+    }
+
+    pub(super) fn io_ended(&self) {
+        self.in_flight.set(self.in_flight.get() - 1);
+        if matches!(self.state.get(), State::Closing(_)) {
+            self.let_go_if_idle();
+        }
+    }
+
+    fn start_closing(&self, why: Why) {
+        match (self.state.get(), why) {
+            // A removed device stays removed; it is what the user wants to know.
+            (State::Open, why) | (State::Closing(Why::Closed), why @ Why::Removed) => {
+                self.state.set(State::Closing(why));
+                self.let_go_if_idle();
+            }
+            (State::Closing(_) | State::Gone(_), _) => {}
+        }
+        self.wake_all();
+    }
+
+    /// Gives channels and descriptor back to SPDK, on which a removal waits.
+    fn let_go_if_idle(&self) {
+        let State::Closing(why) = self.state.get() else {
+            return;
+        };
+        if self.in_flight.get() > 0 {
+            return;
+        }
+        self.state.set(State::Gone(why));
+        for channel in self.channels.take() {
+            if let Some(channel) = channel.upgrade() {
+                channel.put();
+            }
+        }
+        self.close_raw();
+        self.wake_all();
+    }
+
+    fn close_raw(&self) {
+        let raw = self.raw.replace(std::ptr::null_mut());
+        if !raw.is_null() {
+            // SAFETY: the descriptor is open until here; this is its thread (this runs in its
+            // events, in completions, and after `check`); no I/O is in flight. SPDK allows it in
+            // its event callback.
+            unsafe { spdk_sys::spdk_bdev_close(raw) };
+        }
+    }
+
+    fn wake_all(&self) {
+        for waker in self.waiters.take() {
+            waker.wake();
+        }
+    }
+
+    fn wait(&self, cx: &mut Context<'_>) {
+        let mut waiters = self.waiters.borrow_mut();
+        if !waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiters.push(cx.waker().clone());
+        }
+    }
+
+    fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if matches!(self.state.get(), State::Gone(_)) {
+            return Poll::Ready(());
+        }
+        self.wait(cx);
+        Poll::Pending
+    }
+
+    fn read_size(&self) {
+        // SAFETY: the descriptor is open, which keeps the bdev.
+        unsafe {
+            let bdev = spdk_sys::spdk_bdev_desc_get_bdev(self.raw.get());
+            self.block_size.set(spdk_sys::spdk_bdev_get_block_size(bdev));
+            self.num_blocks.set(spdk_sys::spdk_bdev_get_num_blocks(bdev));
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let raw = self.raw.replace(std::ptr::null_mut());
+        if raw.is_null() {
+            return;
+        }
+        // No channel is left, so no I/O is in flight: they hold a reference to this.
+        self.owner.run(move || {
+            // SAFETY: the descriptor is open until here, and this runs on its thread.
+            unsafe { spdk_sys::spdk_bdev_close(raw) };
+        });
+    }
+}
+
+/// SPDK calls this on the thread that opened the device.
+unsafe extern "C" fn on_event(kind: spdk_bdev_event_type, _bdev: *mut spdk_bdev, ctx: *mut c_void) {
+    guard::ffi((), || {
+        let ctx = ctx.cast_const().cast::<Inner>();
+        // SAFETY: SPDK delivers events while the descriptor is open, and the descriptor is
+        // closed before its `Inner` goes. A waker may drop the last handle: hold it until then.
+        let inner = unsafe {
+            Rc::increment_strong_count(ctx);
+            Rc::from_raw(ctx)
+        };
+        match kind {
+            // May come more than once: each close of another descriptor announces it again.
+            spdk_sys::SPDK_BDEV_EVENT_REMOVE => inner.start_closing(Why::Removed),
+            spdk_sys::SPDK_BDEV_EVENT_RESIZE => inner.read_size(),
+            _ => {}
+        }
+    });
+}
+
+/// The future of [`Descriptor::removed`].
+#[must_use = "it waits when it is awaited"]
+pub struct Removed(Rc<Inner>);
+
+impl Future for Removed {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.0.is_open() {
+            self.0.wait(cx);
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl fmt::Debug for Descriptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Descriptor")
+            .field("name", &self.0.name)
+            .field("mode", &self.0.mode)
+            .field("state", &self.0.state.get())
+            .field("in_flight", &self.0.in_flight.get())
+            .finish()
+    }
+}

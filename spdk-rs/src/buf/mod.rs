@@ -1,0 +1,223 @@
+//! Memory that devices can read and write.
+//!
+//! A [`DmaBuf`] comes from SPDK's (DPDK's) memory, is aligned, and knows how much of it is
+//! initialised: only that part can be seen as `&[u8]`. I/O takes a buffer by value and gives it
+//! back in a [`BufResult`], so that nothing can touch or free it while the device uses it.
+//!
+//! What may not be done here: hand out a reference into memory that a device may be using.
+
+mod result;
+
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+
+pub use result::BufResult;
+
+use crate::{Error, ErrorKind, Result, env};
+
+/// The alignment of buffers for which none is asked: a page, which suits every device here.
+pub const DEFAULT_ALIGNMENT: usize = 4096;
+
+/// An owned, aligned piece of DMA memory.
+///
+/// Its first [`len`](Self::len) bytes are initialised, of [`capacity`](Self::capacity) in all.
+/// A write sends the initialised part; a read fills the whole capacity.
+///
+/// It can be dropped at any time and on any thread, also after the environment has stopped (the
+/// memory then went with it).
+#[doc(alias = "spdk_dma_malloc")]
+pub struct DmaBuf {
+    ptr: NonNull<u8>,
+    len: usize,
+    capacity: usize,
+}
+
+// SAFETY: the buffer is plain memory with one owner; spdk_dma_malloc and spdk_dma_free may be
+// called on any thread (DPDK's heap takes a lock).
+unsafe impl Send for DmaBuf {}
+// SAFETY: through a shared reference it can only be read.
+unsafe impl Sync for DmaBuf {}
+
+static_assertions::assert_impl_all!(DmaBuf: Send, Sync);
+
+impl DmaBuf {
+    /// A buffer of `capacity` bytes, none of them initialised, aligned to
+    /// [`DEFAULT_ALIGNMENT`]. For reading into.
+    ///
+    /// # Errors
+    /// See [`DmaBuf::aligned`].
+    pub fn new(capacity: usize) -> Result<Self> {
+        Self::aligned(capacity, DEFAULT_ALIGNMENT)
+    }
+
+    /// As [`DmaBuf::new`], with an alignment of one's own.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if the capacity is 0 or the alignment is not a power of
+    /// two; [`ErrorKind::NoMemory`]; [`ErrorKind::NotRunning`] before the environment is started
+    /// and after it has stopped.
+    pub fn aligned(capacity: usize, alignment: usize) -> Result<Self> {
+        const WHAT: &str = "allocate DMA memory";
+        if capacity == 0 || !alignment.is_power_of_two() {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                WHAT,
+                "",
+                format!(
+                    "{capacity} bytes aligned to {alignment}: the capacity must not be 0, the alignment a power of two"
+                ),
+            ));
+        }
+        env::check_running(WHAT)?;
+        // SAFETY: spdk_dma_malloc may be called on any thread while the environment is up; it
+        // takes a power of two as alignment and a null pointer for "no physical address wanted".
+        let ptr = unsafe { spdk_sys::spdk_dma_malloc(capacity, alignment.max(64), std::ptr::null_mut()) };
+        let Some(ptr) = NonNull::new(ptr.cast()) else {
+            return Err(Error::from_errno(WHAT, "", libc::ENOMEM)
+                .with_detail(format!("no {capacity} bytes left; start with more memory")));
+        };
+        Ok(Self {
+            ptr,
+            len: 0,
+            capacity,
+        })
+    }
+
+    /// A buffer of `len` zero bytes, all of them initialised.
+    ///
+    /// # Errors
+    /// See [`DmaBuf::aligned`].
+    #[doc(alias = "spdk_dma_zmalloc")]
+    pub fn zeroed(len: usize) -> Result<Self> {
+        let mut buf = Self::new(len)?;
+        buf.fill(0);
+        Ok(buf)
+    }
+
+    /// A buffer that holds a copy of `data`.
+    ///
+    /// # Errors
+    /// See [`DmaBuf::aligned`].
+    pub fn copy_of(data: &[u8]) -> Result<Self> {
+        let mut buf = Self::new(data.len())?;
+        buf.extend_from_slice(data)?;
+        Ok(buf)
+    }
+
+    /// How many bytes are initialised.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no byte is initialised.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many bytes there are.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// The initialised part.
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: the first `len` bytes are initialised, ours, and not lent to a device: an I/O
+        // takes the buffer by value.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+
+    /// The initialised part, to change.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: as in `as_slice`, and borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+
+    /// The part that is not initialised yet.
+    pub fn spare_capacity_mut(&mut self) -> &mut [MaybeUninit<u8>] {
+        let spare = self.capacity - self.len;
+        // SAFETY: the bytes from `len` to `capacity` are ours; MaybeUninit asks no more.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr().add(self.len).cast(), spare) }
+    }
+
+    /// Declares the first `len` bytes initialised.
+    ///
+    /// # Safety
+    /// They are, and `len` is at most the capacity.
+    pub unsafe fn set_len(&mut self, len: usize) {
+        debug_assert!(len <= self.capacity);
+        self.len = len;
+    }
+
+    /// Shortens the initialised part to `len` bytes; does nothing if it is not longer.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Forgets all data.
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// Sets every byte of the capacity to `byte`; all are initialised then.
+    pub fn fill(&mut self, byte: u8) {
+        // SAFETY: `capacity` bytes from the start are ours.
+        unsafe { self.ptr.as_ptr().write_bytes(byte, self.capacity) };
+        self.len = self.capacity;
+    }
+
+    /// Appends `data` to the initialised part.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfRange`] if it does not fit; nothing is appended then.
+    pub fn extend_from_slice(&mut self, data: &[u8]) -> Result<()> {
+        let spare = self.capacity - self.len;
+        if data.len() > spare {
+            return Err(Error::new(
+                ErrorKind::OutOfRange,
+                "fill DMA buffer",
+                "",
+                format!("{} bytes do not fit into the {spare} left", data.len()),
+            ));
+        }
+        // SAFETY: the target lies within the capacity (checked), and cannot overlap `data`,
+        // which is borrowed while we are borrowed exclusively.
+        unsafe {
+            let end = self.ptr.as_ptr().add(self.len);
+            end.copy_from_nonoverlapping(data.as_ptr(), data.len());
+        }
+        self.len += data.len();
+        Ok(())
+    }
+
+    /// The address, for C.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// The address, for C to write to. What C writes past [`len`](Self::len) must be declared
+    /// with [`set_len`](Self::set_len).
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+}
+
+impl Drop for DmaBuf {
+    fn drop(&mut self) {
+        // After the environment has stopped its heap is gone, and the memory with it.
+        env::while_running(|| {
+            // SAFETY: the pointer comes from spdk_dma_malloc, is freed once, and the environment
+            // cannot stop inside `while_running`.
+            unsafe { spdk_sys::spdk_dma_free(self.ptr.as_ptr().cast()) }
+        });
+    }
+}
+
+impl fmt::Debug for DmaBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DmaBuf")
+            .field("len", &self.len)
+            .field("capacity", &self.capacity)
+            .finish()
+    }
+}

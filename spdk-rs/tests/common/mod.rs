@@ -1,0 +1,98 @@
+//! What the integration tests share.
+//!
+//! DPDK can be started once in a process, so each test that starts it runs in a process of its
+//! own: the test starts its own binary again for just that test.
+
+#![allow(dead_code)] // each test binary uses its own part of this
+
+use std::fs::File;
+use std::future::Future;
+use std::os::fd::AsRawFd;
+use std::process::{Command, Output, Stdio};
+
+use spdk_rs::Runtime;
+use spdk_rs::runtime::Builder;
+
+const CHILD: &str = "SPDK_RS_TEST_CHILD";
+
+/// Runs `body` in a process of its own, alone among the tests of this machine that do so: each
+/// of them keeps a core busy.
+///
+/// `name` is the test's own name.
+#[track_caller]
+pub fn isolated(name: &str, body: impl FnOnce()) {
+    if is_child() {
+        body();
+        return;
+    }
+    let output = run_child(name, &[]);
+    assert!(
+        output.status.success(),
+        "{name} failed in its process ({}):\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+}
+
+/// Whether this process was started by [`isolated`] or [`run_child`].
+pub fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
+/// Runs a test of this binary in a process of its own, and returns what it printed.
+pub fn run_child(name: &str, env: &[(&str, &str)]) -> Output {
+    let _alone = Alone::enter();
+    let child = child_command(name, env).stdin(Stdio::null()).output();
+    child.expect("this binary can be started again")
+}
+
+/// The command for a test of this binary in a process of its own.
+pub fn child_command(name: &str, env: &[(&str, &str)]) -> Command {
+    let exe = std::env::current_exe().expect("a path to this binary");
+    let mut command = Command::new(exe);
+    command
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(CHILD, "1")
+        .envs(env.iter().copied());
+    command
+}
+
+/// A lock among test processes.
+struct Alone(File);
+
+impl Alone {
+    fn enter() -> Self {
+        let path = std::env::temp_dir().join("spdk-rs-tests.lock");
+        let file = File::options()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(path)
+            .expect("a lock file");
+        // SAFETY: the descriptor is open; flock waits and has no other effect.
+        let rc = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) };
+        assert_eq!(rc, 0, "flock");
+        Self(file)
+    }
+}
+
+/// A runtime as the tests want it: no huge pages, no root, no PCI, one core.
+pub fn builder() -> Builder {
+    Runtime::builder()
+        .name("spdk-rs-test")
+        .memory_mb(512)
+        .no_huge(true)
+        .no_pci(true)
+}
+
+/// Runs `main` in SPDK.
+#[track_caller]
+pub fn run<F>(main: F) -> F::Output
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    let runtime = builder().build().expect("options that are fine");
+    runtime.run(main).expect("SPDK starts and stops")
+}
