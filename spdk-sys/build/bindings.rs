@@ -69,3 +69,34 @@ pub fn generate(config: &Config, root: &Path) -> Result<()> {
         .write_to_file(&file)
         .context(|| format!("write {}", file.display()))
 }
+
+/// Writes `stamp.rs`: the level that everything above was compiled for, and a reference to the symbol
+/// that only a library of that level has.
+pub fn write_stamp(config: &Config, level: u32) -> Result<()> {
+    let file = config.out_dir.join("stamp.rs");
+    std::fs::write(&file, stamp(level)).context(|| format!("write {}", file.display()))
+}
+
+fn stamp(level: u32) -> String {
+    let mut text = format!(
+        "/// The patch level that this crate was compiled for.\npub const PATCHLEVEL: u32 = {level};\n"
+    );
+    if level > 0 {
+        text.push_str(&format!(
+            "unsafe extern \"C\" {{\n    /// Links with a library of this patch level and with no other.\n    \
+             #[link_name = \"spdk_rs_patchlevel_{level}\"]\n    pub static LINKED_PATCHLEVEL: std::ffi::c_int;\n}}\n"
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stamp_names_the_symbol_of_its_level() {
+        assert!(stamp(2).contains("PATCHLEVEL: u32 = 2;") && stamp(2).contains("\"spdk_rs_patchlevel_2\""));
+        assert!(stamp(0).contains("PATCHLEVEL: u32 = 0;") && !stamp(0).contains("extern"));
+    }
+}

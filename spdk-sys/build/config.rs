@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
+type Getter = Box<dyn Fn(&str) -> Option<OsString>>;
+
 /// Reads variables and remembers which.
 pub struct Env {
-    get: Box<dyn Fn(&str) -> Option<OsString>>,
+    get: Getter,
     target: String,
     asked: BTreeSet<String>,
 }
@@ -160,6 +162,14 @@ impl Config {
             }
         };
         let arch = word(env, "SPDK_SYS_ARCH")?.unwrap_or_else(|| DEFAULT_ARCH.to_owned());
+        if !arch
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_.+".contains(c))
+        {
+            return Err(Error::from(format!(
+                "SPDK_SYS_ARCH={arch}: say one that gcc knows for -march, as x86-64-v2 or native."
+            )));
+        }
         let allow_unpatched = match word(env, "SPDK_SYS_ALLOW_UNPATCHED")?.as_deref() {
             None | Some("0") => false,
             Some("1") => true,
@@ -244,5 +254,138 @@ fn word(env: &mut Env, name: &str) -> Result<Option<String>> {
             Ok(text) => Ok(Some(text.trim().to_owned())),
             Err(_) => Err(Error::from(format!("{name} is not text."))),
         },
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn read(variables: &[(&str, &str)]) -> (Result<Config>, Vec<String>) {
+        let mut all: BTreeMap<String, OsString> = [
+            ("TARGET", "x86_64-unknown-linux-gnu"),
+            ("NUM_JOBS", "2"),
+            ("OUT_DIR", "/out"),
+            ("CARGO_MANIFEST_DIR", "/manifest"),
+            ("HOME", "/home/me"),
+        ]
+        .iter()
+        .chain(variables)
+        .map(|(k, v)| ((*k).to_owned(), OsString::from(v)))
+        .collect();
+        all.retain(|_, v| v != "(unset)");
+        let mut env = Env::with(move |name| all.get(name).cloned());
+        let config = Config::from_env(&mut env);
+        (config, env.rerun_lines())
+    }
+
+    /// A configuration for tests of other modules: every feature on.
+    pub fn config() -> Config {
+        let (config, _) = read(&[]);
+        Config {
+            features: Features::ALL,
+            ..config.unwrap()
+        }
+    }
+
+    fn error(variables: &[(&str, &str)]) -> String {
+        read(variables).0.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn nothing_set() {
+        let config = read(&[]).0.unwrap();
+        assert_eq!(config.cache, Path::new("/home/me/.cache/spdk-sys"));
+        assert_eq!((config.dir, config.source), (None, None));
+        assert_eq!(
+            (config.series, config.arch.as_str(), config.cc.as_str()),
+            (Part::Full, "x86-64-v2", "cc")
+        );
+        assert_eq!(
+            (config.features, config.allow_unpatched, config.jobs),
+            (Features::default(), false, 2)
+        );
+    }
+
+    #[test]
+    fn the_cache() {
+        let cache = |v: &[(&str, &str)]| read(v).0.unwrap().cache;
+        let xdg = ("XDG_CACHE_HOME", "/xdg");
+        assert_eq!(cache(&[xdg]), Path::new("/xdg/spdk-sys"));
+        assert_eq!(cache(&[xdg, ("SPDK_SYS_CACHE", "/c")]), Path::new("/c"));
+        // The specification says to ignore a relative one.
+        assert_eq!(
+            cache(&[("XDG_CACHE_HOME", "xdg")]),
+            Path::new("/home/me/.cache/spdk-sys")
+        );
+        assert!(error(&[("HOME", "(unset)")]).contains("SPDK_SYS_CACHE"));
+        for bad in ["relative", "/with space", "/with:colon", "/with$dollar"] {
+            assert!(
+                error(&[("SPDK_SYS_CACHE", bad)]).contains("Choose another place"),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_name_with_the_target_goes_first_and_an_empty_value_is_none() {
+        let variables = [
+            ("SPDK_SYS_DIR", "/plain"),
+            ("SPDK_SYS_DIR_x86_64_unknown_linux_gnu", "/specific"),
+            ("CC", ""),
+        ];
+        let config = read(&variables).0.unwrap();
+        assert_eq!((config.dir, config.cc.as_str()), (Some("/specific".into()), "cc"));
+    }
+
+    #[test]
+    fn senseless_values_are_named() {
+        assert!(error(&[("SPDK_SYS_SERIES", "half")]).contains("SPDK_SYS_SERIES=half"));
+        assert!(error(&[("SPDK_SYS_ALLOW_UNPATCHED", "yes")]).contains("SPDK_SYS_ALLOW_UNPATCHED=yes"));
+        assert!(error(&[("TARGET", "aarch64-unknown-linux-gnu")]).contains("aarch64-unknown-linux-gnu"));
+        assert!(error(&[("SPDK_SYS_ARCH", "a b")]).contains("SPDK_SYS_ARCH"));
+    }
+
+    #[test]
+    fn series_and_features() {
+        let variables = [
+            ("SPDK_SYS_SERIES", "enabling"),
+            ("CARGO_FEATURE_NVMF", "1"),
+            ("SPDK_SYS_ALLOW_UNPATCHED", "1"),
+        ];
+        let config = read(&variables).0.unwrap();
+        assert_eq!((config.series, config.allow_unpatched), (Part::Enabling, true));
+        assert_eq!(
+            config.features,
+            Features {
+                nvmf: true,
+                ..Features::default()
+            }
+        );
+    }
+
+    /// Whoever reads a variable without asking for a new run when it changes builds yesterday's SPDK.
+    #[test]
+    fn every_variable_is_watched() {
+        let (_, lines) = read(&[]);
+        for name in [
+            "SPDK_SYS_DIR",
+            "SPDK_SYS_SOURCE",
+            "SPDK_SYS_CACHE",
+            "SPDK_SYS_SERIES",
+            "SPDK_SYS_ARCH",
+            "SPDK_SYS_ALLOW_UNPATCHED",
+            "XDG_CACHE_HOME",
+            "HOME",
+            "CC",
+        ] {
+            assert!(
+                lines.contains(&format!("cargo::rerun-if-env-changed={name}")),
+                "{name}"
+            );
+            let specific = format!("cargo::rerun-if-env-changed={name}_x86_64_unknown_linux_gnu");
+            assert!(lines.contains(&specific), "{specific}");
+        }
     }
 }

@@ -187,4 +187,82 @@ impl Plan {
             .map(|l| dir(l.name).join(format!("lib{}.a", l.name)))
             .collect()
     }
+
+    /// Those of them that are not there.
+    pub fn missing_archives(&self) -> Vec<PathBuf> {
+        self.archives().into_iter().filter(|a| !a.is_file()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(features: &Features, how: How) -> Vec<&'static str> {
+        let plan = plan(Path::new("/r"), features);
+        plan.libraries
+            .iter()
+            .filter(|l| l.how == how)
+            .map(|l| l.name)
+            .collect()
+    }
+
+    #[test]
+    fn features_choose() {
+        let none = Features::default();
+        for (features, name) in [
+            (Features { nvme: true, ..none }, "spdk_bdev_nvme"),
+            (Features { nvmf: true, ..none }, "spdk_event_nvmf"),
+            (Features { uring: true, ..none }, "spdk_bdev_uring"),
+            (Features { raid: true, ..none }, "spdk_bdev_raid"),
+            (Features { nbd: true, ..none }, "spdk_event_nbd"),
+        ] {
+            assert!(names(&features, How::Whole).contains(&name));
+            assert!(!names(&none, How::Whole).contains(&name));
+        }
+        // The target alone still needs the NVMe library, but not its bdev module.
+        let nvmf = names(&Features { nvmf: true, ..none }, How::Whole);
+        assert!(nvmf.contains(&"spdk_nvme") && !nvmf.contains(&"spdk_bdev_nvme"));
+    }
+
+    #[test]
+    fn nothing_is_linked_twice_and_what_must_stay_out_is_out() {
+        let plan = plan(Path::new("/r"), &Features::ALL);
+        let mut all: Vec<&str> = plan.libraries.iter().map(|l| l.name).collect();
+        for out in [
+            "spdk_sock_uring",
+            "spdk_iscsi",
+            "spdk_scsi",
+            "spdk_vhost",
+            "spdk_ftl",
+        ] {
+            assert!(!all.contains(&out), "{out}");
+        }
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count);
+    }
+
+    #[test]
+    fn lines() {
+        let lines = plan(Path::new("/r"), &Features::ALL).lines();
+        assert!(lines.contains(&"cargo::rustc-link-search=native=/r/dpdk/build/lib".to_owned()));
+        assert!(
+            lines
+                .contains(&"cargo::rustc-link-lib=static:+whole-archive,-bundle=rte_mempool_ring".to_owned())
+        );
+        assert!(lines.contains(&"cargo::rustc-link-lib=dylib=uring".to_owned()));
+        assert!(lines.last().unwrap().ends_with("=m"));
+        let without = plan(Path::new("/r"), &Features::default()).lines();
+        assert!(!without.contains(&"cargo::rustc-link-lib=dylib=uring".to_owned()));
+    }
+
+    #[test]
+    fn archives_are_paths() {
+        let archives = plan(Path::new("/r"), &Features::ALL).archives();
+        assert!(archives.contains(&"/r/isa-l/.libs/libisal.a".into()));
+        assert!(archives.contains(&"/r/dpdk/build/lib/librte_eal.a".into()));
+        assert!(archives.contains(&"/r/build/lib/libspdk_bdev.a".into()));
+    }
 }

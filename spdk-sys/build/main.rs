@@ -1,40 +1,155 @@
 //! Obtains, patches, builds, probes, links and binds SPDK.
 //!
-//! The build script is a library too (`spdk-sys/build-test`), so that its unit tests and clippy run.
-//! One module does one step; `run` below is their order. Nothing here uses the network.
+//! One module does one step; [`obtain`] and [`emit`] are their order. Nothing here uses the network.
+//!
+//! The same program is the package `spdk-sys-build-test` (`spdk-sys/build-test`), so that its unit tests
+//! and clippy run, so that its tests can run it whole, and so that `ci/setup` can build SPDK with its
+//! progress on the terminal: `spdk-sys-build prepare` builds SPDK and prints the path of its tree.
 
 #![warn(missing_docs)]
 
 mod bindings;
+mod compile;
 mod config;
+mod door;
 mod error;
+mod fingerprint;
 mod link;
+mod lock;
+mod patch;
+mod pinned;
+mod probe;
+mod progress;
+mod rerun;
+mod run;
+mod series;
 mod shim;
+mod source;
+mod store;
+mod tools;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 use config::{Config, Env};
-use error::Result;
+use error::{Error, Result};
+use pinned::Pinned;
+use probe::Facts;
+use progress::Progress;
+use series::Series;
 
-/// The build script.
-pub fn main() {
-    if let Err(error) = run() {
-        eprintln!("\nspdk-sys: {error}\n");
-        std::process::exit(1);
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let result = match arguments.next().as_deref() {
+        None => script(),
+        Some("prepare") => prepare(),
+        Some(other) => Err(Error::from(format!(
+            "{other} is not known: say \"prepare\", or nothing in a build script."
+        ))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nspdk-sys: {error}\n");
+            ExitCode::FAILURE
+        }
     }
 }
 
-fn run() -> Result<()> {
-    println!("cargo::rerun-if-changed=build");
-    println!("cargo::rerun-if-changed=shim");
+/// The build script.
+fn script() -> Result<()> {
     let mut env = Env::process();
-    let config = Config::from_env(&mut env)?;
-    for line in env.rerun_lines() {
-        println!("{line}");
+    let config = Config::from_env(&mut env);
+    // First of all, so that a failed run is repeated when what failed it changes.
+    print(&env.rerun_lines());
+    let config = config?;
+    print(&rerun::own_files(&config));
+    let spdk = obtain(&config)?;
+    emit(&config, &spdk)
+}
+
+/// As a program: what cargo would say is filled in where it is missing.
+fn prepare() -> Result<()> {
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut env = Env::with(move |name| {
+        std::env::var_os(name).or_else(|| match name {
+            "TARGET" => Some("x86_64-unknown-linux-gnu".into()),
+            "NUM_JOBS" => Some(jobs.to_string().into()),
+            "OUT_DIR" => Some(std::env::temp_dir().into()),
+            _ => None,
+        })
+    });
+    let config = Config {
+        features: config::Features::ALL,
+        ..Config::from_env(&mut env)?
+    };
+    println!("{}", obtain(&config)?.root.display());
+    Ok(())
+}
+
+/// An SPDK that is built and has been checked.
+struct Spdk {
+    root: PathBuf,
+    facts: Facts,
+    rerun: Vec<String>,
+}
+
+/// Chooses the door, builds if need be, and checks what is there.
+fn obtain(config: &Config) -> Result<Spdk> {
+    let pinned = Pinned::read(&config.manifest_dir)?;
+    let series = Series::read(&config.manifest_dir.join("patches"), config.series)?;
+    if let Some(dir) = &config.dir {
+        let (root, facts) = door::enter(config, &pinned, series.level, dir)?;
+        let rerun = rerun::tree(&root, &link::plan(&root, &config.features));
+        return Ok(Spdk { root, facts, rerun });
     }
-    let root = config.dir.clone().ok_or("no SPDK_SYS_DIR")?;
-    shim::compile(&config, &root)?;
-    bindings::generate(&config, &root)?;
-    for line in link::plan(&root, &config.features).lines() {
-        println!("{line}");
+    std::fs::create_dir_all(&config.cache)
+        .map_err(|e| Error::from(format!("cannot make {}: {e}", config.cache.display())))?;
+    let progress = Progress::new(&config.cache);
+    let entry = compile::ensure(config, &pinned, &series, &progress)?;
+    let root = entry.tree();
+    let facts = probe::ask(&root, &config.manifest_dir.join("shim/probe.c"))?;
+    door::check(config, &pinned, series.level, &root, &facts)?;
+    Ok(Spdk {
+        root,
+        facts,
+        rerun: rerun::cached(config, &entry),
+    })
+}
+
+/// Shim, bindings, and everything that cargo and the crates above must know.
+fn emit(config: &Config, spdk: &Spdk) -> Result<()> {
+    print(&spdk.rerun);
+    tools::check(config, tools::Purpose::Link)?;
+    tools::check_libclang()?;
+    shim::compile(config, &spdk.root)?;
+    bindings::generate(config, &spdk.root)?;
+    bindings::write_stamp(config, spdk.facts.level)?;
+    print(&link::plan(&spdk.root, &config.features).lines());
+    print(&[
+        "cargo::rustc-check-cfg=cfg(spdk_patched)".to_owned(),
+        "cargo::rustc-check-cfg=cfg(spdk_delete_patched)".to_owned(),
+        format!("cargo::metadata=ROOT={}", spdk.root.display()),
+        format!("cargo::metadata=INCLUDE={}", spdk.root.join("include").display()),
+        format!("cargo::metadata=VERSION={}", spdk.facts.version_string()),
+        format!("cargo::metadata=PATCHLEVEL={}", spdk.facts.level),
+        format!("cargo::metadata=CONFIG={}", spdk.facts.config_string()),
+        format!("cargo::metadata=SERIES={}", config.series.name()),
+    ]);
+    if spdk.facts.level > 0 {
+        println!("cargo::rustc-cfg=spdk_patched");
+    }
+    if spdk.facts.level > 0 && spdk.facts.level % 2 == 0 {
+        println!("cargo::rustc-cfg=spdk_delete_patched");
+    }
+    if spdk.facts.level == 0 {
+        println!("cargo::warning=linking an SPDK without the patches (SPDK_SYS_ALLOW_UNPATCHED=1)");
     }
     Ok(())
+}
+
+fn print(lines: &[String]) {
+    for line in lines {
+        println!("{line}");
+    }
 }

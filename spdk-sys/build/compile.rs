@@ -1,0 +1,213 @@
+//! Configures and makes SPDK in the cache.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::fingerprint::{self, Inputs};
+use crate::pinned::Pinned;
+use crate::progress::Progress;
+use crate::run;
+use crate::series::Series;
+use crate::source;
+use crate::store::{self, Entry};
+use crate::tools;
+use crate::{link, patch};
+
+/// Arguments of configure. Tests and examples are not built; vhost, virtio: no user here.
+pub fn configure_flags(arch: &str) -> Vec<String> {
+    let flags = [
+        "--disable-tests",
+        "--disable-unit-tests",
+        "--disable-examples",
+        "--without-vhost",
+        "--without-virtio",
+        "--with-uring",
+    ];
+    let mut all = vec![format!("--target-arch={arch}")];
+    all.extend(flags.map(str::to_owned));
+    all
+}
+
+/// What make makes: the libraries only, no programs.
+const GOALS: &[&str] = &["lib", "module"];
+
+/// Makes sure that the cache holds the SPDK that `config` asks for; gives its place.
+pub fn ensure(config: &Config, pinned: &Pinned, series: &Series, progress: &Progress) -> Result<Entry> {
+    let flags = configure_flags(&config.arch);
+    let compiler = fingerprint::compiler(&config.cc)?;
+    let name = fingerprint::fingerprint(&Inputs {
+        version: &pinned.version,
+        part: config.series,
+        source: &pinned.tree_sha256,
+        series: &series.bytes(),
+        flags: &flags,
+        compiler: &compiler,
+    })?;
+    let about = format!(
+        "SPDK v{} patch level {} ({})\nsource {}\nconfigure {}\ncompiler {compiler}\n",
+        pinned.version,
+        series.level,
+        config.series.name(),
+        pinned.tree_sha256,
+        flags.join(" ")
+    );
+    let entry = Entry::new(&config.cache, &name);
+    // A source that somebody names is looked at even when the build is there: a wrong one must not be
+    // ignored in silence.
+    if config.source.is_some() {
+        source::verify(&source::find(config, pinned)?, pinned)?;
+    }
+    entry.ensure(progress, &about, |entry| {
+        let source = source::find(config, pinned)?;
+        tools::check(config, tools::Purpose::Build)?;
+        store::check_space(&config.cache, pinned.build_mib)?;
+        build(config, pinned, series, &source, entry, &flags, progress)
+    })?;
+    Ok(entry)
+}
+
+fn build(
+    config: &Config,
+    pinned: &Pinned,
+    series: &Series,
+    source: &source::Source,
+    entry: &Entry,
+    flags: &[String],
+    progress: &Progress,
+) -> Result<()> {
+    let (tree, log) = (entry.tree(), entry.log());
+    let part = config.series.name();
+    progress.say(&format!(
+        "building SPDK v{} ({part} series) in {}",
+        pinned.version,
+        tree.display()
+    ));
+    progress.say("1/4 copying the source and checking its hash");
+    source::copy(source, &tree, pinned)?;
+    progress.say(&format!("2/4 applying {} patches", series.patches.len()));
+    patch::apply(&tree, series)?;
+    progress.say("3/4 configure");
+    let mut configure = run::command("./configure");
+    prepare(configure.current_dir(&tree).args(flags), config, &tree);
+    run::logged(&mut configure, &log, "configure SPDK")?;
+    progress.say(&format!(
+        "4/4 make (about two minutes on two cores; log: {})",
+        log.display()
+    ));
+    let mut make = run::command("make");
+    prepare(make.current_dir(&tree).args(GOALS), config, &tree);
+    give_jobs(&mut make, config.jobs);
+    while_watching(&log, progress, || run::logged(&mut make, &log, "build SPDK"))?;
+    let missing = link::plan(&tree, &config.features).missing_archives();
+    if !missing.is_empty() {
+        return Err(Error::from(format!(
+            "make ended well, but these archives are not there: {}. The log: {}",
+            display_list(&missing),
+            log.display()
+        )));
+    }
+    progress.say("SPDK is built");
+    Ok(())
+}
+
+/// What configure and make have in common.
+fn prepare(command: &mut Command, config: &Config, tree: &Path) {
+    command.env("CC", &config.cc);
+    // SPDK's makefiles ask git for a commit; the answer of a repository around the cache is not SPDK's.
+    command.env("GIT_CEILING_DIRECTORIES", tree.parent().unwrap_or(tree));
+}
+
+/// Cargo's job server if there is one: then SPDK and rustc share the processors. Else as many jobs as
+/// cargo says.
+fn give_jobs(make: &mut Command, jobs: usize) {
+    match std::env::var_os("CARGO_MAKEFLAGS") {
+        Some(flags) => make.env("MAKEFLAGS", flags),
+        None => make.arg(format!("-j{jobs}")),
+    };
+}
+
+/// Says every few seconds how far the log is.
+fn while_watching<T>(log: &Path, progress: &Progress, work: impl FnOnce() -> T) -> T {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut ticks = 0;
+            let mut said = String::new();
+            while !done.load(Ordering::Acquire) {
+                std::thread::sleep(Duration::from_millis(100));
+                ticks += 1;
+                if ticks % 100 == 0 {
+                    let text = std::fs::read(log).unwrap_or_default();
+                    let line = summary(&String::from_utf8_lossy(&text));
+                    if line != said {
+                        progress.say(&line);
+                        said = line;
+                    }
+                }
+            }
+        });
+        let result = work();
+        done.store(true, Ordering::Release);
+        result
+    })
+}
+
+/// How far a log of make is: DPDK's own count while it is built, else what is compiled now.
+fn summary(log: &str) -> String {
+    let compiled = log.lines().filter(|l| l.trim_start().starts_with("CC ")).count();
+    let libraries = log.lines().filter(|l| l.trim_start().starts_with("LIB ")).count();
+    let dpdk = log.lines().rev().find(|l| l.starts_with('[') && l.contains('/'));
+    match dpdk.and_then(|l| l.split(']').next()) {
+        _ if compiled > 0 => format!("    SPDK: {compiled} files compiled, {libraries} libraries made"),
+        Some(count) => format!("    DPDK: step {}", count.trim_start_matches('[')),
+        None => format!(
+            "    isa-l and DPDK's configuration: {} lines of log",
+            log.lines().count()
+        ),
+    }
+}
+
+/// A list of paths for a message, not longer than a few lines.
+pub fn display_list(paths: &[PathBuf]) -> String {
+    let names: Vec<String> = paths.iter().take(5).map(|p| p.display().to_string()).collect();
+    let more = paths.len().saturating_sub(names.len());
+    if more > 0 {
+        format!("{} and {more} more", names.join(", "))
+    } else {
+        names.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries() {
+        assert!(summary("libtool: x\n").contains("1 lines"));
+        assert_eq!(
+            summary("[3/231] Compiling x\n[4/231] Linking y\n"),
+            "    DPDK: step 4/231"
+        );
+        assert_eq!(
+            summary("[4/231] y\n  CC lib/a.o\n  CC lib/b.o\n  LIB libspdk_a.a\n"),
+            "    SPDK: 2 files compiled, 1 libraries made"
+        );
+    }
+
+    #[test]
+    fn the_architecture_is_a_flag() {
+        assert_eq!(configure_flags("x86-64-v3")[0], "--target-arch=x86-64-v3");
+    }
+
+    #[test]
+    fn long_lists_are_cut() {
+        let paths: Vec<PathBuf> = (0..8).map(|i| PathBuf::from(format!("p{i}"))).collect();
+        assert_eq!(display_list(&paths), "p0, p1, p2, p3, p4 and 3 more");
+        assert_eq!(display_list(&paths[..1]), "p0");
+    }
+}
