@@ -32,8 +32,33 @@ pub fn configure_flags(arch: &str) -> Vec<String> {
     all
 }
 
-/// What make makes: the libraries only, no programs.
-const GOALS: &[&str] = &["lib", "module"];
+/// What is made, in this order: directories of SPDK, each with its own makefile. SPDK's top makefile
+/// would make its programs as well, which link what is not needed here.
+const STAGES: &[Stage] = &[
+    Stage {
+        directory: "isalbuild",
+        what: "isa-l",
+    },
+    Stage {
+        directory: DPDK,
+        what: "DPDK",
+    },
+    Stage {
+        directory: "lib",
+        what: "SPDK's libraries",
+    },
+    Stage {
+        directory: "module",
+        what: "SPDK's modules",
+    },
+];
+
+struct Stage {
+    directory: &'static str,
+    what: &'static str,
+}
+
+const DPDK: &str = "dpdkbuild";
 
 /// Makes sure that the cache holds the SPDK that `config` asks for; gives its place.
 pub fn ensure(config: &Config, pinned: &Pinned, series: &Series, progress: &Progress) -> Result<Entry> {
@@ -90,18 +115,26 @@ fn build(
     source::copy(source, &tree, pinned)?;
     progress.say(&format!("2/4 applying {} patches", series.patches.len()));
     patch::apply(&tree, series)?;
-    progress.say("3/4 configure");
+    progress.say("3/4 configuring");
     let mut configure = run::command("./configure");
     prepare(configure.current_dir(&tree).args(flags), config, &tree);
     run::logged(&mut configure, &log, "configure SPDK")?;
     progress.say(&format!(
-        "4/4 make (about two minutes on two cores; log: {})",
+        "4/4 compiling (about two minutes on two cores; log: {})",
         log.display()
     ));
-    let mut make = run::command("make");
-    prepare(make.current_dir(&tree).args(GOALS), config, &tree);
-    give_jobs(&mut make, config.jobs);
-    while_watching(&log, progress, || run::logged(&mut make, &log, "build SPDK"))?;
+    make(
+        config,
+        &tree,
+        &log,
+        "what all of it needs",
+        &["build_dir", "include/spdk/config.h"],
+    )?;
+    for stage in STAGES {
+        progress.say(&format!("    {}", stage.what));
+        let work = || make(config, &tree, &log, stage.what, &["-C", stage.directory, "all"]);
+        while_watching(&log, progress, work)?;
+    }
     let missing = link::plan(&tree, &config.features).missing_archives();
     if !missing.is_empty() {
         return Err(Error::from(format!(
@@ -121,13 +154,16 @@ fn prepare(command: &mut Command, config: &Config, tree: &Path) {
     command.env("GIT_CEILING_DIRECTORIES", tree.parent().unwrap_or(tree));
 }
 
-/// Cargo's job server if there is one: then SPDK and rustc share the processors. Else as many jobs as
-/// cargo says.
-fn give_jobs(make: &mut Command, jobs: usize) {
+fn make(config: &Config, tree: &Path, log: &Path, what: &str, arguments: &[&str]) -> Result<()> {
+    let mut make = run::command("make");
+    prepare(make.current_dir(tree).args(arguments), config, tree);
+    // Cargo's job server if there is one: then SPDK and rustc share the processors. DPDK's ninja does not
+    // know job servers; SPDK's makefile gives it the number that stands on make's command line.
     match std::env::var_os("CARGO_MAKEFLAGS") {
-        Some(flags) => make.env("MAKEFLAGS", flags),
-        None => make.arg(format!("-j{jobs}")),
+        Some(flags) if !arguments.contains(&DPDK) => make.env("MAKEFLAGS", flags),
+        _ => make.arg(format!("-j{}", config.jobs)),
     };
+    run::logged(&mut make, log, &format!("build {what}"))
 }
 
 /// Says every few seconds how far the log is.
@@ -156,18 +192,15 @@ fn while_watching<T>(log: &Path, progress: &Progress, work: impl FnOnce() -> T) 
     })
 }
 
-/// How far a log of make is: DPDK's own count while it is built, else what is compiled now.
+/// How far a log of make is: DPDK's own count while it is built, else what has been compiled.
 fn summary(log: &str) -> String {
     let compiled = log.lines().filter(|l| l.trim_start().starts_with("CC ")).count();
     let libraries = log.lines().filter(|l| l.trim_start().starts_with("LIB ")).count();
-    let dpdk = log.lines().rev().find(|l| l.starts_with('[') && l.contains('/'));
-    match dpdk.and_then(|l| l.split(']').next()) {
-        _ if compiled > 0 => format!("    SPDK: {compiled} files compiled, {libraries} libraries made"),
-        Some(count) => format!("    DPDK: step {}", count.trim_start_matches('[')),
-        None => format!(
-            "    isa-l and DPDK's configuration: {} lines of log",
-            log.lines().count()
-        ),
+    let ninja = log.lines().rev().find(|l| l.starts_with('[') && l.contains('/'));
+    match ninja.and_then(|l| l.split(']').next()) {
+        _ if libraries > 0 => format!("    {compiled} files compiled, {libraries} libraries made"),
+        Some(count) => format!("    step {}", count.trim_start_matches('[')),
+        None => format!("    {} lines of log", log.lines().count()),
     }
 }
 
@@ -188,15 +221,13 @@ mod tests {
 
     #[test]
     fn summaries() {
-        assert!(summary("libtool: x\n").contains("1 lines"));
+        assert_eq!(summary("libtool: x\n  CC isa.o\n"), "    2 lines of log");
         assert_eq!(
             summary("[3/231] Compiling x\n[4/231] Linking y\n"),
-            "    DPDK: step 4/231"
+            "    step 4/231"
         );
-        assert_eq!(
-            summary("[4/231] y\n  CC lib/a.o\n  CC lib/b.o\n  LIB libspdk_a.a\n"),
-            "    SPDK: 2 files compiled, 1 libraries made"
-        );
+        let text = "[4/231] y\n  CC lib/a.o\n  CC lib/b.o\n  LIB libspdk_a.a\n";
+        assert_eq!(summary(text), "    2 files compiled, 1 libraries made");
     }
 
     #[test]
