@@ -4,7 +4,10 @@
 //!
 //! The same program is the package `spdk-sys-build-test` (`spdk-sys/build-test`), so that its unit tests
 //! and clippy run, so that its tests can run it whole, and so that `ci/setup` can build SPDK with its
-//! progress on the terminal: `spdk-sys-build prepare` builds SPDK and prints the path of its tree.
+//! progress on the terminal:
+//!
+//! * `spdk-sys-build prepare <directory of spdk-sys>` builds SPDK if need be and prints the path of its tree,
+//! * `spdk-sys-build archives` lists the archives that a build tree must have.
 
 #![warn(missing_docs)]
 
@@ -32,7 +35,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use config::{Config, Env};
-use error::{Error, Result};
+use error::{Context, Error, Result};
 use pinned::Pinned;
 use probe::Facts;
 use progress::Progress;
@@ -42,9 +45,10 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let result = match arguments.next().as_deref() {
         None => script(),
-        Some("prepare") => prepare(),
+        Some("prepare") => prepare(arguments.next().as_deref()),
+        Some("archives") => archives(),
         Some(other) => Err(Error::from(format!(
-            "{other} is not known: say \"prepare\", or nothing in a build script."
+            "{other} is not known: say \"prepare\" or \"archives\"."
         ))),
     };
     match result {
@@ -69,21 +73,35 @@ fn script() -> Result<()> {
 }
 
 /// As a program: what cargo would say is filled in where it is missing.
-fn prepare() -> Result<()> {
+fn prepare(directory: Option<&str>) -> Result<()> {
+    let Some(directory) = directory else {
+        return Err(Error::from(
+            "say the directory of spdk-sys: spdk-sys-build prepare spdk-sys",
+        ));
+    };
+    let directory = std::fs::canonicalize(directory).context(|| format!("open {directory}"))?;
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut env = Env::with(move |name| {
-        std::env::var_os(name).or_else(|| match name {
-            "TARGET" => Some("x86_64-unknown-linux-gnu".into()),
-            "NUM_JOBS" => Some(jobs.to_string().into()),
-            "OUT_DIR" => Some(std::env::temp_dir().into()),
-            _ => None,
-        })
+    let mut env = Env::with(move |name| match name {
+        "CARGO_MANIFEST_DIR" => Some(directory.clone().into()),
+        "TARGET" => Some("x86_64-unknown-linux-gnu".into()),
+        "NUM_JOBS" => Some(jobs.to_string().into()),
+        "OUT_DIR" => Some(std::env::temp_dir().into()),
+        _ => std::env::var_os(name),
     });
     let config = Config {
         features: config::Features::ALL,
         ..Config::from_env(&mut env)?
     };
     println!("{}", obtain(&config)?.root.display());
+    Ok(())
+}
+
+/// Prints what a build tree must have.
+fn archives() -> Result<()> {
+    let root = std::path::Path::new("");
+    for archive in link::plan(root, &config::Features::ALL).archives() {
+        println!("{}", archive.display());
+    }
     Ok(())
 }
 
@@ -103,8 +121,7 @@ fn obtain(config: &Config) -> Result<Spdk> {
         let rerun = rerun::tree(&root, &link::plan(&root, &config.features));
         return Ok(Spdk { root, facts, rerun });
     }
-    std::fs::create_dir_all(&config.cache)
-        .map_err(|e| Error::from(format!("cannot make {}: {e}", config.cache.display())))?;
+    std::fs::create_dir_all(&config.cache).context(|| format!("make {}", config.cache.display()))?;
     let progress = Progress::new(&config.cache);
     let entry = compile::ensure(config, &pinned, &series, &progress)?;
     let root = entry.tree();

@@ -160,6 +160,14 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let full = "echo 'cc1: fatal error: error writing: No space left on device' >&2; exit 1";
+        let error = logged(command("sh").args(["-c", full]), &dir.path().join("log"), "build").unwrap_err();
+        assert!(error.to_string().contains("SPDK_SYS_CACHE"), "{error}");
+    }
+
+    #[test]
     fn the_environment_is_small() {
         let text = output(&mut command("env"), "list variables").unwrap();
         for line in text.lines() {
