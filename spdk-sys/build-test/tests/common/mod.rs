@@ -124,7 +124,7 @@ impl Place {
         let _ = fs::remove_file(self.path().join("ceph.tar.xz"));
         let tarball = shell(&format!("sha256sum {}", self.tarball().display()), self.path());
         let pinned = format!(
-            "version=20.07\npackage=ceph\ntarball=ceph.tar.xz\ntarball_sha256={tarball}\ndirectory=source/spdk\n\
+            "version=20.07\npackage=ceph\nsuite=trixie\ncomponent=main\nfetch_mib=1\ntarball=ceph.tar.xz\ntarball_sha256={tarball}\ndirectory=source/spdk\n\
              tree_sha256={tree}\nbuild_mib={build_mib}\n"
         );
         write(&self.manifest().join("pinned"), &pinned);
