@@ -1,0 +1,170 @@
+//! A child process with a log and an RPC socket, which never outlives the driver's hold on it.
+
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use spdk_rs::rpc::{CallError, Client};
+
+/// How long a process may take until its socket answers, and to stop when asked.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A started process.
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    socket: PathBuf,
+    client: Client,
+}
+
+impl Process {
+    /// Starts `command`, its output appended to `log`, and waits until `socket` answers.
+    pub fn start(name: &str, mut command: Command, log: &Path, socket: &Path) -> Result<Self> {
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("cannot write {}", log.display()))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
+        let mut child = Reaped(Some(child));
+        let end = Instant::now() + PATIENCE;
+        let client = loop {
+            match Client::connect(socket) {
+                Ok(client) => break client,
+                Err(error) => {
+                    if let Some(status) = child.get().try_wait()? {
+                        bail!("{name} ended with {status} instead of starting:\n{}", tail(log));
+                    }
+                    if Instant::now() > end {
+                        return Err(anyhow!(error).context(format!("{name} does not answer:\n{}", tail(log))));
+                    }
+                }
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            child: child.take(),
+            log: log.to_owned(),
+            socket: socket.to_owned(),
+            client: client.with_timeout(PATIENCE),
+        })
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Calls an RPC method of the process.
+    pub fn call(&mut self, method: &str, params: impl Serialize) -> Result<Value, CallError> {
+        self.client.call(method, params)
+    }
+
+    /// Calls an RPC method of the process, with the result in a type.
+    pub fn call_as<T: DeserializeOwned>(
+        &mut self,
+        method: &str,
+        params: impl Serialize,
+    ) -> Result<T, CallError> {
+        self.client.call_as(method, params)
+    }
+
+    /// Another connection to the process, for a call that runs beside others. It waits as long as it takes.
+    pub fn connect(&self) -> Result<Client, CallError> {
+        Client::connect(&self.socket)
+    }
+
+    /// What the process has printed so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: kill only takes numbers; the child is not reaped yet, so that the id is still its own.
+        unsafe { libc::kill(self.child.id() as i32, signal) };
+    }
+
+    /// Ends the process at once, as a crash would.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        let status = self.child.wait()?;
+        if status.signal() != Some(libc::SIGKILL) {
+            bail!(
+                "{} had ended by itself, with {status}:\n{}",
+                self.name,
+                tail(&self.log)
+            );
+        }
+        Ok(())
+    }
+
+    /// Asks the process to stop, and waits until it has.
+    pub fn stop(mut self) -> Result<ExitStatus> {
+        self.signal(libc::SIGTERM);
+        self.wait(PATIENCE)
+    }
+
+    /// Waits until the process ends.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > end {
+                bail!("{} does not end:\n{}", self.name, tail(&self.log));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A child that is killed when it is given up.
+struct Reaped(Option<Child>);
+
+impl Reaped {
+    fn get(&mut self) -> &mut Child {
+        self.0.as_mut().expect("taken only at the end")
+    }
+
+    fn take(mut self) -> Child {
+        self.0.take().expect("taken only once")
+    }
+}
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The last lines of a log.
+fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}
