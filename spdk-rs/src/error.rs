@@ -55,6 +55,8 @@ pub enum ErrorKind {
     PermissionDenied,
     /// The device (or what lies beneath it) reported a failure.
     Io,
+    /// Nobody answers at the address.
+    Unreachable,
     /// It took longer than the caller was ready to wait.
     TimedOut,
     /// Aborted: the task, the operation or the runtime was stopped.
@@ -86,6 +88,7 @@ impl ErrorKind {
             libc::ENOSPC => Self::NoSpace,
             libc::EPERM | libc::EACCES => Self::PermissionDenied,
             libc::EIO => Self::Io,
+            libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH => Self::Unreachable,
             libc::ETIMEDOUT => Self::TimedOut,
             libc::ECANCELED | libc::EINTR => Self::Canceled,
             libc::ENOTSUP | libc::ENOSYS => Self::Unsupported,
@@ -107,6 +110,7 @@ impl ErrorKind {
             Self::WrongThread | Self::PermissionDenied => libc::EPERM,
             Self::NoMemory => libc::ENOMEM,
             Self::NoSpace => libc::ENOSPC,
+            Self::Unreachable => libc::EHOSTUNREACH,
             Self::TimedOut => libc::ETIMEDOUT,
             Self::Canceled => libc::ECANCELED,
             Self::Unsupported => libc::ENOTSUP,

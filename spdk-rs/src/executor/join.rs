@@ -112,7 +112,7 @@ impl<T> fmt::Debug for JoinHandle<T> {
 }
 
 impl<T> Sender<T> {
-    fn send(&self, result: Result<T, JoinError>) {
+    pub(crate) fn send(&self, result: Result<T, JoinError>) {
         let mut state = self.shared.lock();
         if state.ended {
             return;
