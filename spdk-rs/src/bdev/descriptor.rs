@@ -44,6 +44,9 @@ enum State {
 pub(super) struct Inner {
     /// Null before it is opened, and after it has let go.
     raw: Cell<*mut spdk_bdev_desc>,
+    /// Where SPDK sends its events. On its own, so that it can stay with a C descriptor that
+    /// nobody can close any more (its thread has gone).
+    events: Rc<EventTarget>,
     name: String,
     owner: Owner,
     mode: Mode,
@@ -55,6 +58,8 @@ pub(super) struct Inner {
     /// Who waits for a change of state.
     waiters: RefCell<Vec<Waker>>,
 }
+
+struct EventTarget(RefCell<Weak<Inner>>);
 
 /// An open block device; see the [module's documentation](super).
 ///
@@ -72,6 +77,7 @@ impl Descriptor {
         let c_name = c_name(WHAT, name)?;
         let inner = Rc::new(Inner {
             raw: Cell::new(std::ptr::null_mut()),
+            events: Rc::new(EventTarget(RefCell::default())),
             name: name.to_owned(),
             owner,
             mode,
@@ -82,6 +88,7 @@ impl Descriptor {
             channels: RefCell::default(),
             waiters: RefCell::default(),
         });
+        inner.events.0.replace(Rc::downgrade(&inner));
         let mut raw = std::ptr::null_mut();
         // SAFETY: this runs on an spdk_thread (Owner). The event callback's argument lives until
         // the descriptor is closed, in `let_go` or Drop, on this thread; SPDK delivers no event
@@ -91,7 +98,7 @@ impl Descriptor {
                 c_name.as_ptr(),
                 mode == Mode::ReadWrite,
                 Some(on_event),
-                Rc::as_ptr(&inner).cast_mut().cast::<c_void>(),
+                Rc::as_ptr(&inner.events).cast_mut().cast::<c_void>(),
                 &mut raw,
             )
         };
@@ -334,9 +341,11 @@ impl Drop for Inner {
             return;
         }
         // No channel is left, so no I/O is in flight: they hold a reference to this.
+        let events = Rc::clone(&self.events);
         self.owner.run(move || {
             // SAFETY: the descriptor is open until here, and this runs on its thread.
             unsafe { spdk_sys::spdk_bdev_close(raw) };
+            drop(events);
         });
     }
 }
@@ -344,13 +353,12 @@ impl Drop for Inner {
 /// SPDK calls this on the thread that opened the device.
 unsafe extern "C" fn on_event(kind: spdk_bdev_event_type, _bdev: *mut spdk_bdev, ctx: *mut c_void) {
     guard::ffi((), || {
-        let ctx = ctx.cast_const().cast::<Inner>();
-        // SAFETY: SPDK delivers events while the descriptor is open, and the descriptor is
-        // closed before its `Inner` goes. A waker may drop the last handle: hold it until then.
-        let inner = unsafe {
-            Rc::increment_strong_count(ctx);
-            Rc::from_raw(ctx)
-        };
+        // SAFETY: SPDK delivers events while the descriptor is open, and its event target stays
+        // until it was closed.
+        let target = unsafe { &*ctx.cast_const().cast::<EventTarget>() };
+        // A waker may drop the last handle: hold it until this is done.
+        let inner = target.0.borrow().upgrade();
+        let Some(inner) = inner else { return };
         match kind {
             // May come more than once: each close of another descriptor announces it again.
             spdk_sys::SPDK_BDEV_EVENT_REMOVE => inner.start_closing(Why::Removed),

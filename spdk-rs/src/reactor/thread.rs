@@ -163,7 +163,12 @@ impl ThreadHandle {
 
     /// Whether the caller runs on this thread.
     pub fn is_current(&self) -> bool {
-        Thread::current().is_some_and(|current| current.id() == self.id())
+        // Not by way of the context, which is gone before the last callbacks come.
+        // SAFETY: spdk_get_thread reads a thread-local variable; the current thread exists.
+        unsafe {
+            let thread = spdk_sys::spdk_get_thread();
+            !thread.is_null() && spdk_sys::spdk_thread_get_id(thread) == self.id()
+        }
     }
 
     pub(crate) fn inbox(&self) -> &Arc<Inbox> {

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::future::Future;
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 use spdk_rs::Runtime;
@@ -55,6 +56,16 @@ pub fn child_command(name: &str, env: &[(&str, &str)]) -> Command {
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(CHILD, "1")
         .envs(env.iter().copied());
+    let end_with_parent = || {
+        // SAFETY: prctl is a plain system call. A test that is killed must not leave a reactor
+        // behind that polls for ever.
+        match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure only makes a system call, which is fine between fork and exec.
+    unsafe { command.pre_exec(end_with_parent) };
     command
 }
 
