@@ -13,29 +13,18 @@ pub fn include_dirs(root: &Path) -> Vec<PathBuf> {
         .to_vec()
 }
 
-/// One file of `shim/` for each area, so that one that is not linked is not compiled either.
-pub fn sources(config: &Config) -> Vec<PathBuf> {
-    let f = &config.features;
-    let files = [
-        ("bdev.c", true),
-        ("env.c", true),
-        ("lvol.c", true),
-        ("nvmf.c", f.nvmf),
-        ("nvme.c", f.nvme),
-    ];
-    let dir = config.manifest_dir.join("shim");
-    files
-        .into_iter()
-        .filter(|(_, on)| *on)
-        .map(|(file, _)| dir.join(file))
-        .collect()
-}
+/// The C files, one for an area. (`probe.c` is only expanded.)
+const SOURCES: &[&str] = &["env.c", "lvol.c", "unpatched.c"];
 
 /// Compiles and links the shim.
 pub fn compile(config: &Config, root: &Path) -> Result<()> {
     let mut build = cc::Build::new();
     build
-        .files(sources(config))
+        .files(
+            SOURCES
+                .iter()
+                .map(|file| config.manifest_dir.join("shim").join(file)),
+        )
         .include(config.manifest_dir.join("shim"))
         .includes(include_dirs(root))
         .flag("-std=gnu11")

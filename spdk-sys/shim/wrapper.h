@@ -30,8 +30,9 @@
 #include "spdk/rpc.h"
 #include "spdk/sock.h"
 #if __has_include("spdk/spdk_rs.h")
-#if __has_include("spdk/spdk_rs.h")	/* not in an unpatched SPDK: SPDK_SYS_ALLOW_UNPATCHED */
 #include "spdk/spdk_rs.h"
+#else
+#include "unpatched.h"
 #endif
 #endif
 #include "spdk/string.h"
