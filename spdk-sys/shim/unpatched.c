@@ -30,10 +30,10 @@ spdk_rs_blob_unlock(struct spdk_blob *blob)
 }
 
 void
-spdk_rs_jsonrpc_send_error_data(struct spdk_jsonrpc_request *request, int code, const char *msg,
-				void (*write_data)(struct spdk_json_write_ctx *, void *), void *arg)
+spdk_rs_jsonrpc_send_error_data(struct spdk_jsonrpc_request *request, int error_code,
+				const char *msg, spdk_rs_jsonrpc_write_data write_data, void *arg)
 {
-	spdk_jsonrpc_send_error_response(request, code, msg);
+	spdk_jsonrpc_send_error_response(request, error_code, msg);
 }
 
 #endif

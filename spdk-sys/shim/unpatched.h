@@ -21,8 +21,11 @@ int spdk_rs_blob_lock(struct spdk_blob *blob, const char *operation);
 
 void spdk_rs_blob_unlock(struct spdk_blob *blob);
 
+typedef void (*spdk_rs_jsonrpc_write_data)(struct spdk_json_write_ctx *w, void *arg);
+
 /** Sends the error without the data. */
-void spdk_rs_jsonrpc_send_error_data(struct spdk_jsonrpc_request *request, int code, const char *msg,
-				     void (*write_data)(struct spdk_json_write_ctx *, void *), void *arg);
+void spdk_rs_jsonrpc_send_error_data(struct spdk_jsonrpc_request *request, int error_code,
+				     const char *msg, spdk_rs_jsonrpc_write_data write_data,
+				     void *arg);
 
 #endif

@@ -34,7 +34,6 @@
 #else
 #include "unpatched.h"
 #endif
-#endif
 #include "spdk/string.h"
 #include "spdk/thread.h"
 #include "spdk/trace.h"
