@@ -451,6 +451,31 @@ fn the_wrong_spdk_thread_is_refused() {
 }
 
 #[test]
+fn a_thread_exits_after_its_io() {
+    isolated("a_thread_exits_after_its_io", || {
+        run(async {
+            drop(slow_disk(200)?);
+            let slow = Bdev::find("slow")?;
+            let worker = Thread::create("worker", 0)?;
+            let submitted = worker.spawn_on(move || async move {
+                let descriptor = slow.open(Mode::ReadWrite)?;
+                let channel = descriptor.channel()?;
+                let mut write = Box::pin(channel.write(DmaBuf::zeroed(BLOCK)?, 0));
+                assert!(poll_once(write.as_mut()).is_pending());
+                anyhow::Ok(())
+            })?;
+            submitted.await??;
+            assert_eq!(op::outstanding(), 1);
+            timeout(LIMIT, worker.exit()).await?;
+            assert_eq!(op::outstanding(), 0);
+            timeout(LIMIT, bdev::delay::delete("slow")).await??;
+            anyhow::Ok(())
+        })
+        .expect("the scenario");
+    });
+}
+
+#[test]
 fn any_depth_on_one_channel() {
     isolated("any_depth_on_one_channel", || {
         run(async {

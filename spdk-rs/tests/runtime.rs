@@ -236,7 +236,6 @@ fn a_panic_of_another_task_stays_in_its_handle() {
         let error = run(async {
             spawn(async { panic!("task went wrong") })
                 .await
-                .map(|()| ())
                 .unwrap_err()
         });
         assert!(error.is_panic());
@@ -333,6 +332,44 @@ fn handles_outlive_their_thread() {
     });
 }
 
+/// Tasks on another core; wakes and results across. Two cores are needed to see anything.
+#[test]
+fn two_cores() {
+    if std::thread::available_parallelism().is_ok_and(|n| n.get() < 2) {
+        return;
+    }
+    isolated("two_cores", || {
+        let runtime = builder().core_mask("0x3").build().expect("options");
+        let ended = runtime.run(async {
+            let app = Thread::app()?;
+            let worker = Thread::create("worker", 1)?;
+            for n in 0..2000_u64 {
+                let back = app.clone();
+                // There, back here, and there again.
+                let doubled = worker.spawn_on(move || async move {
+                    let here = Rc::new(n);
+                    let there = back
+                        .spawn_on(move || async move { n * 2 })
+                        .expect("the app thread lives");
+                    there.await.expect("ended") - *here
+                })?;
+                assert_eq!(doubled.await?, n);
+            }
+            let stuck = worker.spawn_on(std::future::pending::<()>)?;
+            stuck.abort();
+            assert!(stuck.await.unwrap_err().is_canceled());
+            // Left running: it ends with the runtime.
+            drop(worker.spawn_on(|| async {
+                loop {
+                    sleep(Duration::from_micros(10)).await;
+                }
+            })?);
+            Ok::<_, spdk_rs::Error>(())
+        });
+        ended.expect("started").expect("the scenario");
+    });
+}
+
 #[test]
 fn sleep_timeout_and_pollers() {
     isolated("sleep_timeout_and_pollers", || {
@@ -422,7 +459,7 @@ fn a_signal_while_waiting_for_rpc() {
             .build()
             .expect("options");
         let ended = runtime.run(async { unreachable!("nobody lets it begin") });
-        assert_eq!(ended.map(|()| ()).unwrap_err().kind(), ErrorKind::Canceled);
+        assert_eq!(ended.unwrap_err().kind(), ErrorKind::Canceled);
         return;
     }
     let dir = tempfile::tempdir().expect("a directory");

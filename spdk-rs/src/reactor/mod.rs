@@ -9,7 +9,7 @@
 //!
 //! A [`ThreadHandle`] names such a thread and may go anywhere. It sends work there:
 //! [`spawn_on`](ThreadHandle::spawn_on) takes a closure that is `Send` and makes a future that
-//! need not be. The [`JoinHandle`](crate::JoinHandle) comes back and can be awaited on any
+//! need not be. The [`JoinHandle`] comes back and can be awaited on any
 //! thread, under any runtime.
 //!
 //! ```no_run

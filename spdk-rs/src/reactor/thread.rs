@@ -1,14 +1,17 @@
 //! Names for spdk_threads, and what can be sent to them.
 
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
-use spdk_sys::spdk_thread;
+use spdk_sys::{spdk_poller, spdk_thread};
 
 use super::context;
-use crate::executor::{Inbox, channel};
+use crate::executor::{Inbox, Sender, channel};
+use crate::runtime::DRAIN_LIMIT;
 use crate::{Error, ErrorKind, JoinHandle, Result, env, guard};
 
 /// Where the app thread's handle is kept while the runtime is up.
@@ -133,6 +136,8 @@ struct Inner {
     id: u64,
     name: String,
     inbox: Arc<Inbox>,
+    /// Descriptors, channels and pollers that belong to the thread.
+    owned: AtomicUsize,
 }
 
 static_assertions::assert_impl_all!(ThreadHandle: Send, Sync);
@@ -148,7 +153,12 @@ impl ThreadHandle {
             let id = spdk_sys::spdk_thread_get_id(thread);
             (id, name.to_string_lossy().into_owned())
         };
-        Self(Arc::new(Inner { id, name, inbox }))
+        Self(Arc::new(Inner {
+            id,
+            name,
+            inbox,
+            owned: AtomicUsize::new(0),
+        }))
     }
 
     /// SPDK's number of the thread, never given twice.
@@ -214,19 +224,23 @@ impl ThreadHandle {
         Ok(handle)
     }
 
-    /// Makes the thread exit: its tasks are dropped, then SPDK lets it go as soon as its channels
-    /// are closed. Resolves when the tasks are gone. Does nothing to a thread that has exited,
-    /// nor to the app thread, which lives as long as the runtime.
+    /// Makes the thread exit: its tasks are dropped, what they began is finished, and then SPDK
+    /// lets the thread go. Resolves at that point. Descriptors, channels and pollers of the
+    /// thread that are kept alive elsewhere hold it up, for at most
+    /// [`DRAIN_LIMIT`](crate::runtime::DRAIN_LIMIT).
+    ///
+    /// Does nothing to a thread that has exited, nor to the app thread, which lives as long as
+    /// the runtime.
     #[doc(alias = "spdk_thread_exit")]
     pub async fn exit(&self) {
         if Thread::app().is_ok_and(|app| app.id() == self.id()) {
             return;
         }
         let (sender, handle) = channel::<()>();
+        let this = self.clone();
         let message = move || {
             context::close_current();
-            exit_current();
-            drop(sender);
+            Exit::begin(this, sender);
         };
         if self.0.inbox.call(Box::new(message)).is_ok() {
             // "Canceled", from the sender that is dropped, is the good news here.
@@ -235,8 +249,59 @@ impl ThreadHandle {
     }
 }
 
+/// An exit that waits until nothing belongs to the thread any more: SPDK waits for five seconds,
+/// and then destroys the thread under whatever is left.
+struct Exit {
+    thread: ThreadHandle,
+    since: Instant,
+    poller: *mut spdk_poller,
+    _sender: Sender<()>,
+}
+
+impl Exit {
+    /// On the thread that is to exit, after its context was closed.
+    fn begin(thread: ThreadHandle, sender: Sender<()>) {
+        let exit = Box::into_raw(Box::new(Self {
+            thread,
+            since: Instant::now(),
+            poller: std::ptr::null_mut(),
+            _sender: sender,
+        }));
+        // SAFETY: this runs on an spdk_thread. The poller owns the box; it frees it when it
+        // unregisters itself. It is not called before this function has returned.
+        unsafe {
+            let arg = exit.cast::<c_void>();
+            let poller =
+                spdk_sys::spdk_poller_register_named(Some(Self::poll), arg, 0, c"rust-exit".as_ptr());
+            (*exit).poller = poller;
+            if poller.is_null() {
+                drop(Box::from_raw(exit));
+                exit_current();
+            }
+        }
+    }
+
+    unsafe extern "C" fn poll(arg: *mut c_void) -> c_int {
+        guard::ffi(0, || {
+            // SAFETY: the box of `begin`, until it is freed below.
+            let this = unsafe { &mut *arg.cast::<Self>() };
+            let left = this.thread.0.owned.load(Ordering::Acquire);
+            if left > 0 && this.since.elapsed() < DRAIN_LIMIT {
+                return 0;
+            }
+            // SAFETY: the poller unregisters itself, on its thread; its argument goes with it.
+            unsafe {
+                spdk_sys::spdk_poller_unregister(&mut this.poller);
+                exit_current();
+                drop(Box::from_raw(arg.cast::<Self>()));
+            }
+            1
+        })
+    }
+}
+
 /// Lets SPDK end the current spdk_thread.
-pub(crate) fn exit_current() {
+fn exit_current() {
     // SAFETY: spdk_thread_exit wants the current thread, which this is. It is called from inside
     // the thread's poll; the reactor destroys the thread after that.
     unsafe {
@@ -256,20 +321,29 @@ impl fmt::Debug for ThreadHandle {
     }
 }
 
-/// The spdk_thread that owns a C object, for the checks that hold in release builds too.
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.0.owned.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The spdk_thread that owns a C object, for the checks that hold in release builds too. The
+/// thread does not exit as long as there is one.
 pub(crate) struct Owner(ThreadHandle);
 
 impl Owner {
     /// The current spdk_thread.
     pub(crate) fn current(what: &'static str, device: &str) -> Result<Self> {
-        Thread::current().map(Self).ok_or_else(|| {
-            Error::new(
+        let Some(thread) = Thread::current() else {
+            return Err(Error::new(
                 ErrorKind::WrongThread,
                 what,
                 device,
                 "must be called on one of SPDK's threads, inside Runtime::run",
-            )
-        })
+            ));
+        };
+        thread.0.owned.fetch_add(1, Ordering::AcqRel);
+        Ok(Self(thread))
     }
 
     /// Whether the caller runs on the owner.
