@@ -1,7 +1,7 @@
 //! A child process with a log and an RPC socket, which never outlives the driver's hold on it.
 
 use std::fs::File;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -32,6 +32,15 @@ impl Process {
             .append(true)
             .open(log)
             .with_context(|| format!("cannot write {}", log.display()))?;
+        let end_with_parent = || {
+            // SAFETY: prctl is a plain system call. A driver that is killed must not leave a reactor behind.
+            match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        };
+        // SAFETY: the closure only makes a system call, which is fine between fork and exec.
+        unsafe { command.pre_exec(end_with_parent) };
         let child = command
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)

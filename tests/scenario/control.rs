@@ -25,6 +25,9 @@ const LIE: &[(&str, &str)] = &[
     ("9.host-errors-2", "the host's reads of it failed"),
 ];
 
+/// What may fail too: whether a read of the backup ended well between the last look and the delete is chance.
+const CHANCE: &[&str] = &["9.host-io-2"];
+
 /// What must hold in the control too, for the failures above to be a lie and not a plain deletion.
 const TRUE_ALL_THE_SAME: &[&str] = &[
     "9.refused",
@@ -62,7 +65,10 @@ pub fn show(target: &Path) -> Result<()> {
 fn judge(failed: &BTreeSet<&'static str>) -> Result<()> {
     let lie: BTreeSet<&str> = LIE.iter().map(|(name, _)| *name).collect();
     let missing: Vec<_> = lie.iter().filter(|name| !failed.contains(*name)).collect();
-    let others: Vec<_> = failed.iter().filter(|name| !lie.contains(*name)).collect();
+    let others: Vec<_> = failed
+        .iter()
+        .filter(|name| !lie.contains(*name) && !CHANCE.contains(name))
+        .collect();
     if !missing.is_empty() {
         bail!("the checks did not catch what they should have: {missing:?}");
     }

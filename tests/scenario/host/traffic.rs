@@ -2,9 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use spdk_rs::reactor::sleep;
 use spdk_rs::{Error, JoinHandle, Result, spawn};
 
 use super::volume::Volume;
@@ -12,6 +13,8 @@ use crate::layout::{self, HOT_CLUSTERS, HOT_UNITS, Image, Ledger, UNITS, UNITS_P
 
 /// How many errors are kept in words.
 const ERRORS_KEPT: usize = 5;
+/// How long a task rests after an error.
+const AFTER_ERROR: Duration = Duration::from_millis(50);
 /// I/Os under way at once when everything is written or read.
 const DEPTH: u64 = 8;
 
@@ -97,6 +100,8 @@ impl Traffic {
                         return;
                     }
                     this.failed(error);
+                    // An error may come at once, every time: the reactor has others to serve.
+                    sleep(AFTER_ERROR).await;
                 }
                 let mut counters = this.counters.borrow_mut();
                 let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
