@@ -6,14 +6,16 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 /// Where the lines go.
 pub struct Progress {
     start: Instant,
-    file: Mutex<Option<File>>,
+    path: PathBuf,
+    /// Made with the first line: a run that has nothing to say leaves another one's lines alone.
+    file: OnceLock<Option<File>>,
 }
 
 impl Progress {
@@ -21,7 +23,8 @@ impl Progress {
     pub fn new(cache: &Path) -> Self {
         Self {
             start: Instant::now(),
-            file: Mutex::new(File::create(cache.join("progress")).ok()),
+            path: cache.join("progress"),
+            file: OnceLock::new(),
         }
     }
 
@@ -29,11 +32,9 @@ impl Progress {
     pub fn say(&self, line: &str) {
         let line = format!("spdk-sys [{:>4}s] {line}", self.start.elapsed().as_secs());
         eprintln!("{line}");
-        if let Ok(mut guard) = self.file.lock() {
-            if let Some(file) = guard.as_mut() {
-                // Progress is a courtesy: a full disk stops the build at the next real write.
-                let _ = writeln!(file, "{line}");
-            }
+        if let Some(mut file) = self.file.get_or_init(|| File::create(&self.path).ok()).as_ref() {
+            // Progress is a courtesy: a full disk stops the build at the next real write.
+            let _ = writeln!(file, "{line}");
         }
     }
 }
