@@ -11,17 +11,29 @@ const MIB: u64 = 1024 * 1024;
 /// not enough for SPDK's message and event pools.)
 pub(crate) const DEFAULT_NO_HUGE_MB: u32 = 512;
 
+/// The least that is tried. SPDK's event and message pools alone take about 100 MiB, and v20.07
+/// does not look whether the latter could be made: with less it may crash. (What its subsystems
+/// need comes on top; they do look.)
+const LEAST_MB: u64 = 128;
+
 /// Checks that there is as much memory as SPDK is to take.
 pub(crate) fn check(memory_mb: Option<u32>, no_huge: bool) -> Result<()> {
     let wanted = u64::from(memory_mb.unwrap_or(if no_huge { DEFAULT_NO_HUGE_MB } else { 0 }));
-    let name = format!("{wanted} MiB");
+    let name = match wanted {
+        0 => "(all huge pages)".to_owned(),
+        wanted => format!("{wanted} MiB"),
+    };
     if memory_mb == Some(0) {
         return Err(Error::new(
             ErrorKind::InvalidArgument,
             WHAT,
-            name,
+            "0 MiB",
             "SPDK needs some memory: leave the size away, or give some hundred MiB",
         ));
+    }
+    if memory_mb.is_some() && wanted < LEAST_MB {
+        let why = format!("SPDK's own pools need {LEAST_MB} MiB already; 512 is a good start");
+        return Err(Error::new(ErrorKind::NoMemory, WHAT, name, why));
     }
     if memory_mb.is_some_and(|mb| i32::try_from(mb).is_err()) {
         return Err(Error::new(ErrorKind::OutOfRange, WHAT, name, "too large"));
@@ -40,7 +52,7 @@ pub(crate) fn check(memory_mb: Option<u32>, no_huge: bool) -> Result<()> {
     let Some(free) = free else {
         return Ok(()); // cannot tell: let DPDK try
     };
-    if free / MIB < wanted.max(1) {
+    if free / MIB < wanted.max(LEAST_MB) {
         return Err(Error::new(
             ErrorKind::NoMemory,
             WHAT,
@@ -101,6 +113,10 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::NoMemory);
         let error = check(Some(u32::MAX), true).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::OutOfRange);
-        check(Some(16), true).expect("16 MiB are there");
+        for too_little in [1, 127] {
+            let error = check(Some(too_little), true).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NoMemory);
+        }
+        check(Some(128), true).expect("128 MiB are there");
     }
 }

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use super::builder::{Builder, LogLevel};
+use super::builder::{Builder, LogLevel, show};
 use super::capture::Capture;
 use super::options::Options;
 use super::{signal, stop};
@@ -119,7 +119,7 @@ impl Runtime {
             Some(Ok(value)) => Ok(value),
             Some(Err(error)) => Err(resume(error)),
             None if start.started || rc == 0 => Err(stopped_early()),
-            None => Err(start_failed(rc, reason)),
+            None => Err(start_failed(rc, reason, &self.builder)),
         }
     }
 }
@@ -161,13 +161,16 @@ fn stopped_early() -> Error {
     Error::new(ErrorKind::Canceled, "run", "", why)
 }
 
-fn start_failed(rc: i32, reason: Option<String>) -> Error {
-    let mut error = match rc {
-        1 => Error::new(ErrorKind::StartFailed, WHAT, "", ""),
-        rc => Error::from_errno(WHAT, "", rc).with_kind(ErrorKind::StartFailed),
-    };
-    if let Some(reason) = reason {
-        error = error.with_detail(reason);
+fn start_failed(rc: i32, reason: Option<String>, builder: &Builder) -> Error {
+    let config = builder.json_config.as_ref();
+    let config = config.map_or_else(String::new, |path| format!("with {}", show(path)));
+    let why = reason.unwrap_or_else(|| "SPDK does not say why".to_owned());
+    match rc {
+        // Neither is an errno: the one is what spdk_app_start itself returns, the other is what a
+        // subsystem that has no better idea does.
+        1 | -1 => Error::new(ErrorKind::StartFailed, WHAT, config, why),
+        rc => Error::from_errno(WHAT, config, rc)
+            .with_kind(ErrorKind::StartFailed)
+            .with_detail(why),
     }
-    error
 }

@@ -150,6 +150,7 @@ const CONSEQUENCES: &[&str] = &[
     "Failed to initialize DPDK",
     "spdk_app_stop'd on non-zero",
     "Reactor Initilization failed",
+    "Init subsystem",
     "Invalid arguments to initialize DPDK",
     "Cannot init memory", // DPDK; the line before says why
     "Error - exiting",
@@ -187,6 +188,7 @@ fn telling_lines(text: &str) -> Option<String> {
             continue;
         };
         let line = line.trim();
+        let line = line.strip_prefix("FATAL: ").unwrap_or(line);
         let repeats = CONSEQUENCES.iter().any(|what| line.contains(what));
         if repeats || line.is_empty() || found.iter().any(|other| other == line) {
             continue;

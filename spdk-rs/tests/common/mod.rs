@@ -16,7 +16,7 @@ use spdk_rs::runtime::Builder;
 
 const CHILD: &str = "SPDK_RS_TEST_CHILD";
 
-/// Runs `body` in a process of its own, alone among the tests of this machine that do so: each
+/// Runs `body` in a process of its own, alone among the tests that do so: each
 /// of them keeps a core busy.
 ///
 /// `name` is the test's own name.
@@ -69,12 +69,14 @@ pub fn child_command(name: &str, env: &[(&str, &str)]) -> Command {
     command
 }
 
-/// A lock among test processes.
+/// A lock among the test processes of a user.
 struct Alone(File);
 
 impl Alone {
     fn enter() -> Self {
-        let path = std::env::temp_dir().join("spdk-rs-tests.lock");
+        // SAFETY: getuid has no preconditions. (One user's file is of no use to another.)
+        let user = unsafe { libc::getuid() };
+        let path = std::env::temp_dir().join(format!("spdk-rs-tests-{user}.lock"));
         let file = File::options()
             .create(true)
             .write(true)
