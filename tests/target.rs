@@ -283,7 +283,8 @@ fn c_files(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 const NOT_LINKED: &[&str] = &[
     // Left out on purpose.
     "lib/iscsi",
-    "lib/scsi", // for iscsi and vhost alone
+    // Only iscsi and vhost use it.
+    "lib/scsi",
     "lib/vhost",
     "lib/ftl",
     "module/bdev/ftl",
@@ -297,7 +298,7 @@ const NOT_LINKED: &[&str] = &[
     "module/bdev/rbd",
     "module/blobfs",
     "module/accel/idxd",
-    "module/bdev/nvme/vbdev_nvme_cuse_rpc.c",
+    "module/bdev/nvme/bdev_nvme_cuse_rpc.c",
 ];
 
 #[test]
