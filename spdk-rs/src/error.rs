@@ -141,7 +141,7 @@ impl NvmeStatus {
     /// The errno that stands for this status.
     fn errno(self) -> i32 {
         match (self.code_type, self.code) {
-            (0, 0x04..=0x08) => libc::ECANCELED, // aborted, by whatever cause
+            (0, 0x07 | 0x08) => libc::ECANCELED, // aborted by request, or with its queue
             (0, 0x80) => libc::ERANGE,           // LBA out of range
             (0, 0x81) => libc::ENOSPC,           // capacity exceeded
             (0, 0x20) => libc::EROFS,            // namespace is write protected
@@ -445,6 +445,14 @@ mod tests {
         assert_eq!(error.nvme_status(), Some(status));
         assert_eq!(error.kind(), ErrorKind::OutOfRange);
         assert!(error.to_string().contains("code 0x80"));
+        // What SPDK reports for devices that have no NVMe status of their own.
+        let internal = NvmeStatus {
+            code_type: 0,
+            code: 6,
+            cdw0: 0,
+        };
+        let error = Error::check_io("read", "aio", false, internal).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
         assert!(Error::check_io("read", "n1", true, NvmeStatus::SUCCESS).is_ok());
     }
 

@@ -47,3 +47,66 @@ fn aio_write_and_read_back() {
         .expect("the scenario");
     });
 }
+
+#[test]
+fn a_failing_device_is_told_with_its_status() {
+    isolated("a_failing_device_is_told_with_its_status", || {
+        run(async {
+            let file = file_of(16)?;
+            let descriptor = bdev::aio::create("aio0", file.path(), 512)?.open(Mode::ReadWrite)?;
+            let channel = descriptor.channel()?;
+            file.as_file().set_len(8 << 20)?; // the device still believes in 16 MiB
+            let (result, buf) = channel.read(DmaBuf::zeroed(4096)?, 12 << 20).await.into_parts();
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+            assert_eq!((error.operation(), error.device()), ("read", "aio0"));
+            assert!(error.nvme_status().is_some());
+            let ((), _) = channel.read(buf, 0).await.ok()?;
+            anyhow::Ok(())
+        })
+        .expect("the scenario");
+    });
+}
+
+#[test]
+fn what_exists_is_found_and_what_does_not_is_told() {
+    isolated("what_exists_is_found_and_what_does_not_is_told", || {
+        run(async {
+            let disk = bdev::malloc::create("ram0", 2048, 4096)?;
+            assert_eq!(
+                (disk.num_blocks(), disk.block_size(), disk.size()),
+                (2048, 4096, 8 << 20)
+            );
+            assert_eq!(disk.claimed_by(), None);
+            assert_eq!(Bdev::find(&disk.uuid().to_string())?, disk);
+            let stranger = bdev::Uuid::from_u128(7).to_string();
+            for absent in ["ram1", "", &stranger, "a\0b"] {
+                assert!(Bdev::find(absent).is_err(), "{absent}");
+            }
+            let descriptor = disk.open(Mode::ReadOnly)?;
+            let second = disk.open(Mode::ReadWrite)?; // several may have it open
+            drop(descriptor);
+            drop(second);
+            bdev::malloc::delete("ram0").await?;
+            let gone = disk.open(Mode::ReadOnly).unwrap_err();
+            assert_eq!(gone.kind(), ErrorKind::NotFound, "{gone}");
+            let gone = bdev::malloc::delete("ram0").await.unwrap_err();
+            assert_eq!(gone.kind(), ErrorKind::NotFound, "{gone}");
+
+            // Deleting it twice at once: the second one is told.
+            let disk = bdev::malloc::create("ram0", 2048, 4096)?;
+            let descriptor = disk.open(Mode::ReadOnly)?;
+            let channel = descriptor.channel()?;
+            let first = spdk_rs::spawn(bdev::malloc::delete("ram0"));
+            let second = spdk_rs::spawn(bdev::malloc::delete("ram0"));
+            let results = [first.await?, second.await?];
+            assert!(results[0].is_ok());
+            let busy = results[1].as_ref().unwrap_err();
+            assert_eq!(busy.kind(), ErrorKind::Busy, "{busy}");
+            let late = channel.read(DmaBuf::new(4096)?, 0).await;
+            assert_eq!(late.err().map(|error| error.kind()), Some(ErrorKind::Removed));
+            anyhow::Ok(())
+        })
+        .expect("the scenario");
+    });
+}

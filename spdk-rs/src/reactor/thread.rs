@@ -200,6 +200,14 @@ impl ThreadHandle {
     /// Runs a future on the thread. `make` is sent there and makes the future, which therefore
     /// need not be `Send`. The handle can be awaited anywhere.
     ///
+    /// What belongs to one thread cannot be taken along to another:
+    ///
+    /// ```compile_fail,E0277
+    /// # fn example(thread: spdk_rs::reactor::ThreadHandle, channel: spdk_rs::bdev::Channel) {
+    /// let _ = thread.spawn_on(move || async move { channel.flush().await });
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`ErrorKind::NotRunning`] if the thread has exited.
     pub fn spawn_on<M, F>(&self, make: M) -> Result<JoinHandle<F::Output>>
