@@ -169,6 +169,31 @@ fn a_configuration_that_was_saved_is_the_same_when_loaded() -> Result<()> {
     Ok(())
 }
 
+/// Without the patch the saved configuration is no JSON: an object is not ended.
+#[test]
+fn a_delay_bdev_is_saved_too() -> Result<()> {
+    let mut place = Place::new()?;
+    let mut target = TargetOptions::in_place(&place).start(None)?;
+    target.call(
+        "bdev_malloc_create",
+        json!({"name": "ram0", "num_blocks": 64, "block_size": 4096}),
+    )?;
+    let latency = 10;
+    target.call(
+        "bdev_delay_create",
+        json!({"base_bdev_name": "ram0", "name": "slow0", "avg_read_latency": latency,
+            "p99_read_latency": latency, "avg_write_latency": latency, "p99_write_latency": latency}),
+    )?;
+    let saved = target.save_config()?.to_string();
+    assert!(
+        saved.contains("bdev_delay_create") && saved.contains("slow0"),
+        "{saved}"
+    );
+    assert_eq!(target.into_process().stop()?.code(), Some(0));
+    place.discard();
+    Ok(())
+}
+
 #[test]
 fn a_call_of_the_configuration_that_fails_is_told_by_name() -> Result<()> {
     let mut place = Place::new()?;
