@@ -106,13 +106,7 @@ impl DestroyError {
 
     /// The volume's handle, to go on with.
     pub fn into_lvol(self) -> Lvol {
-        match self {
-            Self::Busy { lvol, .. }
-            | Self::HasClones { lvol, .. }
-            | Self::NotFound { lvol }
-            | Self::Failed { lvol, .. }
-            | Self::Vanished { lvol, .. } => lvol,
-        }
+        self.lvol().clone()
     }
 
     /// Who holds the volume, if that is the reason.

@@ -35,7 +35,7 @@ pub struct LvolInfo {
     pub size: u64,
     /// Thin provisioned.
     pub thin: bool,
-    /// Has, or had, clones.
+    /// Has clones, or has had some since the store was loaded (SPDK v20.07 knows a snapshot by them).
     pub snapshot: bool,
     /// Lies on a snapshot.
     pub clone: bool,

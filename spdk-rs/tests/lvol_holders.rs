@@ -1,0 +1,318 @@
+//! Destroying a volume that somebody holds: refused whole, with exactly the holder that was injected; and granted to
+//! the very same handle when the holder has gone.
+
+mod common;
+
+use std::ffi::{CStr, c_int, c_void};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use common::{isolated, run};
+use crc_fast::{CrcAlgorithm, Digest};
+use spdk_rs::bdev::{self, Bdev, Mode, delay};
+use spdk_rs::buf::DmaBuf;
+use spdk_rs::lvol::{DestroyError, Lvol, LvolInfo, LvolStore, Provisioning, StoreOptions, stop_checksum};
+use spdk_rs::reactor::{sleep, timeout};
+use spdk_rs::{ErrorKind, spawn};
+
+const MIB: u64 = 1 << 20;
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A store on a delay bdev on an AIO bdev, with `vol` (thin) on `snap`, which has data in clusters 0 to 3 and 8.
+async fn store_on(disk: &Path) -> Result<(LvolStore, Lvol, Lvol)> {
+    std::fs::File::create(disk)?.set_len(128 * MIB)?;
+    bdev::aio::create("aio0", disk, 4096)?;
+    delay::create("slow0", "aio0", delay::Latency::default())?;
+    let store = LvolStore::create("slow0", "lvs", StoreOptions::default().cluster_size(MIB as u32)).await?;
+    let vol = store.create_lvol("vol", 16 * MIB, Provisioning::Thin).await?;
+    for cluster in [0, 1, 2, 3, 8] {
+        write(&vol, cluster).await?;
+    }
+    let snap = vol.snapshot("snap").await?;
+    Ok((store, vol, snap))
+}
+
+fn pattern(cluster: u64) -> Vec<u8> {
+    (0..MIB)
+        .map(|at| ((at / 512 + at) as u8).wrapping_add(cluster as u8))
+        .collect()
+}
+
+async fn write(lvol: &Lvol, cluster: u64) -> Result<()> {
+    let descriptor = Bdev::find(&lvol.uuid().to_string())?.open(Mode::ReadWrite)?;
+    let channel = descriptor.channel()?;
+    channel
+        .write(DmaBuf::copy_of(&pattern(cluster))?, cluster * MIB)
+        .await
+        .into_result()?;
+    drop(channel);
+    Ok(descriptor.close().await?)
+}
+
+async fn verify(lvol: &Lvol) -> Result<()> {
+    let descriptor = Bdev::find(&lvol.to_string())?.open(Mode::ReadOnly)?;
+    let channel = descriptor.channel()?;
+    for cluster in 0..16 {
+        let ((), buf) = channel
+            .read(DmaBuf::new(MIB as usize)?, cluster * MIB)
+            .await
+            .ok()?;
+        let expected = if matches!(cluster, 0..=3 | 8) {
+            pattern(cluster)
+        } else {
+            vec![0; MIB as usize]
+        };
+        ensure!(buf.as_slice() == expected, "cluster {cluster} of {lvol}");
+    }
+    drop(channel);
+    Ok(descriptor.close().await?)
+}
+
+fn slow(on: bool) -> Result<()> {
+    let latency = Duration::from_millis(if on { 40 } else { 0 });
+    Ok(delay::set_latency("slow0", delay::Latency::all(latency))?)
+}
+
+async fn infos(store: &LvolStore) -> Result<Vec<LvolInfo>> {
+    let mut infos = Vec::new();
+    for lvol in store.lvols().await? {
+        infos.push(lvol.info().await?);
+    }
+    Ok(infos)
+}
+
+/// The destroy is refused by exactly this holder, and nothing has changed.
+async fn refused(
+    lvol: Lvol,
+    operation: Option<&str>,
+    holder: Option<&str>,
+    open_refs: u32,
+    clones: &[&str],
+) -> Result<Lvol> {
+    let store = lvol.store().clone();
+    let before = infos(&store).await?;
+    let error = match lvol.destroy().await {
+        Ok(()) => bail!("it was destroyed"),
+        Err(error) => error,
+    };
+    ensure!(error.kind() == ErrorKind::Busy, "{error}");
+    let DestroyError::Busy { lvol, holders } = error else {
+        bail!("another error: {error}");
+    };
+    ensure!(holders.operation.as_deref() == operation, "{holders:?}");
+    ensure!(holders.holder.as_deref() == holder, "{holders:?}");
+    ensure!(holders.open_refs == open_refs, "{holders:?}");
+    ensure!(holders.clones == clones, "{holders:?}");
+    ensure!(infos(&store).await? == before, "a refusal changed something");
+    ensure!(Bdev::find(&lvol.uuid().to_string())?.name() == lvol.uuid().to_string());
+    Ok(lvol)
+}
+
+/// Destroys `gone`, checks `kept`, and finds the same after the store has been loaded anew from the file alone.
+async fn granted(disk: &Path, gone: Lvol, kept: &Lvol) -> Result<()> {
+    let store = gone.store().clone();
+    timeout(LIMIT, gone.clone().destroy()).await??;
+    ensure!(gone.info().await.unwrap_err().kind() == ErrorKind::NotFound);
+    verify(kept).await?;
+    let before = infos(&store).await?;
+    delay::delete("slow0").await?;
+    bdev::aio::delete("aio0").await?;
+    bdev::aio::create("aio0", disk, 4096)?;
+    let store = LvolStore::load("aio0").await?;
+    let mut after = infos(&store).await?;
+    for (after, before) in after.iter_mut().zip(&before) {
+        // What SPDK knows of a snapshot whose last clone has gone is not on disk.
+        ensure!(after.snapshot == before.snapshot || before.clones.is_empty());
+        after.snapshot = before.snapshot;
+    }
+    ensure!(after == before, "the store changed by being loaded");
+    verify(kept).await?;
+    store.destroy().await?;
+    Ok(bdev::aio::delete("aio0").await?)
+}
+
+fn scenario<F>(name: &str, body: impl FnOnce(std::path::PathBuf) -> F)
+where
+    F: Future<Output = Result<()>> + 'static,
+{
+    isolated(name, || {
+        let place = tempfile::tempdir().expect("a place");
+        run(body(place.path().join("disk"))).expect(name);
+    });
+}
+
+#[test]
+fn a_checksum_holds_its_snapshot() {
+    scenario("a_checksum_holds_its_snapshot", |disk| async move {
+        let (_store, vol, snap) = store_on(&disk).await?;
+        let mut expected = Digest::new(CrcAlgorithm::Crc64GoIso);
+        for cluster in [0, 1, 2, 3, 8] {
+            expected.update(&pattern(cluster));
+        }
+        let expected = expected.finalize();
+
+        ensure!(snap.stored_checksum().await?.is_none());
+        ensure!(snap.checksum().await? == expected);
+        ensure!(snap.stored_checksum().await? == Some(expected));
+        ensure!(vol.checksum().await.unwrap_err().kind() == ErrorKind::PermissionDenied);
+
+        slow(true)?;
+        let job = spawn({
+            let snap = snap.clone();
+            async move { snap.checksum().await }
+        });
+        sleep(Duration::from_millis(20)).await;
+        let snap = refused(snap, Some("checksum"), Some("snap"), 1, &["vol"]).await?;
+        ensure!(!job.is_finished(), "it was to be running all the time");
+        let again = snap.checksum().await.unwrap_err();
+        ensure!(again.kind() == ErrorKind::Busy, "{again}");
+
+        stop_checksum(&snap).await?;
+        let stopped = job.await?.unwrap_err();
+        ensure!(stopped.errno() == libc::EINTR, "{stopped}");
+        ensure!(stop_checksum(&snap).await.unwrap_err().errno() == libc::ESRCH);
+        ensure!(
+            snap.stored_checksum().await? == Some(expected),
+            "a stopped job leaves the sum"
+        );
+
+        // A future that is dropped stops its job.
+        let dropped = timeout(Duration::from_millis(20), snap.checksum()).await;
+        ensure!(dropped.unwrap_err().kind() == ErrorKind::TimedOut);
+        let _ = stop_checksum(&snap).await; // waits for its end, if that has not come yet
+        slow(false)?;
+        granted(&disk, snap, &vol).await
+    });
+}
+
+#[test]
+fn an_inflate_holds_its_volume() {
+    scenario("an_inflate_holds_its_volume", |disk| async move {
+        let (store, vol, snap) = store_on(&disk).await?;
+        slow(true)?;
+        let job = spawn({
+            let vol = vol.clone();
+            async move { vol.inflate().await }
+        });
+        sleep(Duration::from_millis(20)).await;
+        let vol = refused(vol, Some("inflate"), Some("vol"), 1, &[]).await?;
+        // The store cannot be destroyed either, and stays usable.
+        ensure!(store.destroy().await.unwrap_err().kind() == ErrorKind::Busy);
+        ensure!(store.lvols().await?.len() == 2);
+        ensure!(!job.is_finished(), "it was to be running all the time");
+        slow(false)?;
+        job.await??;
+        ensure!(!vol.info().await?.clone);
+        granted(&disk, vol, &snap).await
+    });
+}
+
+#[test]
+fn an_inflate_of_the_clone_holds_the_snapshot() {
+    scenario("an_inflate_of_the_clone_holds_the_snapshot", |disk| async move {
+        let (_store, vol, snap) = store_on(&disk).await?;
+        slow(true)?;
+        let job = spawn({
+            let vol = vol.clone();
+            async move { vol.inflate().await }
+        });
+        sleep(Duration::from_millis(20)).await;
+        let snap = refused(snap, Some("inflate"), Some("vol"), 0, &["vol"]).await?;
+        ensure!(!job.is_finished(), "it was to be running all the time");
+        slow(false)?;
+        job.await??;
+        granted(&disk, snap, &vol).await
+    });
+}
+
+/// Opens the volume's blob once more, as some other part of a program might, or closes it.
+async fn foreign(lvol: &Lvol, open: bool) -> Result<()> {
+    unsafe extern "C" fn opened(at: *mut c_void, _: *mut spdk_sys::spdk_blob, rc: c_int) {
+        // SAFETY: `at` is the cell below: the blob is in memory, so C calls back at once.
+        unsafe { *at.cast::<c_int>() = rc };
+    }
+    unsafe extern "C" fn closed(at: *mut c_void, rc: c_int) {
+        // SAFETY: as above; nothing has to be written.
+        unsafe { *at.cast::<c_int>() = rc };
+    }
+    let mut answer: c_int = 1;
+    let at = (&raw mut answer).cast::<c_void>();
+    // SAFETY: on the app thread, which is the metadata thread; the lists are walked without a pause.
+    unsafe {
+        let lvs = spdk_sys::shim_lvs_next(std::ptr::null_mut());
+        let mut raw = spdk_sys::shim_lvol_next(lvs, std::ptr::null_mut());
+        while !raw.is_null() && CStr::from_ptr((*raw).name.as_ptr()).to_str()? != lvol.name() {
+            raw = spdk_sys::shim_lvol_next(lvs, raw);
+        }
+        ensure!(!raw.is_null(), "no {lvol}");
+        if open {
+            let (bs, id) = (
+                spdk_sys::shim_lvol_blobstore(raw),
+                spdk_sys::shim_lvol_blob_id(raw),
+            );
+            spdk_sys::spdk_bs_open_blob(bs, id, Some(opened), at);
+        } else {
+            spdk_sys::spdk_blob_close(spdk_sys::shim_lvol_blob(raw), Some(closed), at);
+        }
+    }
+    ensure!(answer == 0, "errno {answer}, or no answer at once");
+    Ok(())
+}
+
+#[test]
+fn foreign_opens_hold_a_volume() {
+    scenario("foreign_opens_hold_a_volume", |disk| async move {
+        let (_store, vol, mut snap) = store_on(&disk).await?;
+        for opens in [1, 3] {
+            for _ in 0..opens {
+                foreign(&snap, true).await?;
+            }
+            snap = refused(snap, None, None, opens, &["vol"]).await?;
+            for _ in 0..opens {
+                foreign(&snap, false).await?;
+            }
+        }
+        granted(&disk, snap, &vol).await
+    });
+}
+
+#[test]
+fn two_clones_and_two_destroys() {
+    scenario("two_clones_and_two_destroys", |disk| async move {
+        let (store, vol, snap) = store_on(&disk).await?;
+        let second = snap.clone_to("second").await?;
+        let before = infos(&store).await?;
+        let error = snap.destroy().await.unwrap_err();
+        let DestroyError::HasClones { lvol: snap, clones } = error else {
+            bail!("another error: {error}");
+        };
+        ensure!(clones == ["vol", "second"], "{clones:?}");
+        ensure!(infos(&store).await? == before, "a refusal changed something");
+
+        // A granted destroy waits for those who have the bdev open; a second one is busy, never "not found".
+        let descriptor = Bdev::find(&second.to_string())?.open(Mode::ReadOnly)?;
+        let channel = descriptor.channel()?;
+        slow(true)?;
+        let reading = spawn({
+            let buf = DmaBuf::new(4096)?;
+            async move { channel.read(buf, 0).await.is_ok() }
+        });
+        sleep(Duration::from_millis(5)).await;
+        let destroyed = spawn({
+            let second = second.clone();
+            async move { second.destroy().await }
+        });
+        while !descriptor.is_removed() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let error = second.destroy().await.unwrap_err();
+        let holders = error.holders().context("busy")?;
+        ensure!(holders.operation.as_deref() == Some("delete"), "{holders}");
+        ensure!(reading.await?, "the read was accepted before the destroy");
+        drop(descriptor);
+        slow(false)?;
+        timeout(LIMIT, destroyed).await???;
+        granted(&disk, snap, &vol).await
+    });
+}
