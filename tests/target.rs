@@ -169,6 +169,54 @@ fn a_configuration_that_was_saved_is_the_same_when_loaded() -> Result<()> {
     Ok(())
 }
 
+/// The job has the volume open and locked; it lets go before SPDK closes the lvstore.
+#[test]
+fn a_checksum_that_runs_does_not_keep_it_from_stopping() -> Result<()> {
+    let mut place = Place::new()?;
+    let options = TargetOptions::in_place(&place);
+    let disk = place.file("disk");
+    std::fs::File::create(&disk)?.set_len(64 << 20)?;
+    let mut target = options.start(None)?;
+    target.call(
+        "bdev_aio_create",
+        json!({"name": "aio0", "filename": disk, "block_size": 4096}),
+    )?;
+    let delay = |latency: u64| {
+        json!({"base_bdev_name": "aio0", "name": "slow0", "avg_read_latency": latency,
+            "p99_read_latency": latency, "avg_write_latency": 0, "p99_write_latency": 0})
+    };
+    target.call("bdev_delay_create", delay(200_000))?;
+    target.call(
+        "bdev_lvol_create_lvstore",
+        json!({"bdev_name": "slow0", "lvs_name": "lvs", "cluster_sz": 1 << 20}),
+    )?;
+    target.call(
+        "bdev_lvol_create",
+        json!({"lvs_name": "lvs", "lvol_name": "vol", "size": 32 << 20}),
+    )?;
+    target.call(
+        "bdev_lvol_snapshot",
+        json!({"lvol_name": "lvs/vol", "snapshot_name": "backup"}),
+    )?;
+    let mut job = target.connect()?;
+    let name = json!({"name": "lvs/backup"});
+    let caller = std::thread::spawn({
+        let name = name.clone();
+        move || job.call("bdev_lvol_register_snapshot_checksum", name).is_err()
+    });
+    // More than six seconds of reads: it runs, and a delete is refused for it.
+    std::thread::sleep(Duration::from_secs(1));
+    let refused = target.call("bdev_lvol_delete", name).unwrap_err().to_string();
+    assert!(refused.contains("checksum"), "{refused}");
+    assert_eq!(target.into_process().stop()?.code(), Some(0));
+    assert!(
+        caller.join().expect("the caller"),
+        "the call ended with an answer that is none"
+    );
+    place.discard();
+    Ok(())
+}
+
 /// Without the patch the saved configuration is no JSON: an object is not ended.
 #[test]
 fn a_delay_bdev_is_saved_too() -> Result<()> {
