@@ -291,9 +291,18 @@ impl Error {
         if success {
             return Ok(());
         }
+        Err(Self::of_io(operation, device, status))
+    }
+
+    /// The error of an I/O that ended with this status.
+    pub(crate) fn of_io(
+        operation: impl Into<Cow<'static, str>>,
+        device: impl Into<String>,
+        status: NvmeStatus,
+    ) -> Self {
         let mut error = Self::from_errno(operation, device, status.errno());
         error.0.nvme = Some(status);
-        Err(error)
+        error
     }
 
     /// Adds (or replaces) the sentence that says why, or what to do about it.

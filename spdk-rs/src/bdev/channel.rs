@@ -7,8 +7,9 @@ use std::rc::Rc;
 use spdk_sys::spdk_io_channel;
 
 use super::descriptor::{Inner as DescriptorInner, Mode};
-use super::io::{self, Kind, Request};
-use crate::buf::{BufResult, DmaBuf};
+use super::io::{self, IoSlots, Kind, Payload, Request, Submission};
+use super::transfer::Transfer;
+use crate::buf::{DmaBuf, DmaBufList};
 use crate::{Error, ErrorKind, Result};
 
 /// What a [`Channel`] and its I/O share.
@@ -16,18 +17,25 @@ pub(super) struct ChannelInner {
     /// Null after the descriptor has let go.
     raw: Cell<*mut spdk_io_channel>,
     descriptor: Rc<DescriptorInner>,
+    slots: IoSlots,
 }
 
 impl ChannelInner {
     pub(super) fn new(raw: *mut spdk_io_channel, descriptor: Rc<DescriptorInner>) -> Rc<Self> {
         Rc::new(Self {
             raw: Cell::new(raw),
+            slots: IoSlots::new(descriptor.owner().home()),
             descriptor,
         })
     }
 
     pub(super) fn descriptor(&self) -> &Rc<DescriptorInner> {
         &self.descriptor
+    }
+
+    #[inline]
+    pub(super) fn slots(&self) -> &IoSlots {
+        &self.slots
     }
 
     /// The C channel. Not null while I/O is in flight.
@@ -96,17 +104,9 @@ impl Channel {
     /// # Errors
     /// See [`Channel`]. The buffer's initialised part is as it was then, its content undefined.
     #[doc(alias = "spdk_bdev_read")]
-    pub async fn read(&self, buf: DmaBuf, offset: u64) -> BufResult<()> {
-        let len = buf.capacity() as u64;
-        let (result, buf) = self.transfer(Kind::Read, buf, offset, len).await;
-        let Some(mut buf) = buf else {
-            unreachable!("the buffer that was given comes back")
-        };
-        if result.is_ok() {
-            // SAFETY: the device has filled the whole capacity.
-            unsafe { buf.set_len(buf.capacity()) };
-        }
-        BufResult(result, buf)
+    #[inline]
+    pub fn read(&self, buf: DmaBuf, offset: u64) -> Transfer<'_, DmaBuf> {
+        Transfer::new(self, Kind::Read, buf, offset)
     }
 
     /// Writes the buffer's initialised part at `offset`.
@@ -114,13 +114,27 @@ impl Channel {
     /// # Errors
     /// See [`Channel`]; [`ErrorKind::InvalidArgument`] if nothing in the buffer is initialised.
     #[doc(alias = "spdk_bdev_write")]
-    pub async fn write(&self, buf: DmaBuf, offset: u64) -> BufResult<()> {
-        let len = buf.len() as u64;
-        let (result, buf) = self.transfer(Kind::Write, buf, offset, len).await;
-        let Some(buf) = buf else {
-            unreachable!("the buffer that was given comes back")
-        };
-        BufResult(result, buf)
+    #[inline]
+    pub fn write(&self, buf: DmaBuf, offset: u64) -> Transfer<'_, DmaBuf> {
+        Transfer::new(self, Kind::Write, buf, offset)
+    }
+
+    /// As [`read`](Self::read), into several buffers.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    #[doc(alias = "spdk_bdev_readv")]
+    pub fn readv(&self, bufs: DmaBufList, offset: u64) -> Transfer<'_, DmaBufList> {
+        Transfer::new(self, Kind::Read, bufs, offset)
+    }
+
+    /// As [`write`](Self::write), from several buffers.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    #[doc(alias = "spdk_bdev_writev")]
+    pub fn writev(&self, bufs: DmaBufList, offset: u64) -> Transfer<'_, DmaBufList> {
+        Transfer::new(self, Kind::Write, bufs, offset)
     }
 
     /// Writes `len` zero bytes at `offset`.
@@ -171,40 +185,43 @@ impl Channel {
             kind,
             offset,
             len,
-            buf: None,
+            payload: Payload::None,
         };
-        io::run(Rc::clone(&self.0), request).await.0
+        io::finish(self.start(request).await).0
     }
 
-    async fn transfer(&self, kind: Kind, buf: DmaBuf, offset: u64, len: u64) -> (Result<()>, Option<DmaBuf>) {
-        if let Err(error) = self.check(kind, offset, len) {
-            return (Err(error), Some(buf));
-        }
-        let request = Request {
-            kind,
-            offset,
-            len,
-            buf: Some(buf),
-        };
-        io::run(Rc::clone(&self.0), request).await
+    /// Submits a request that was checked.
+    #[inline]
+    pub(super) fn start(&self, request: Request) -> Submission {
+        io::start(&self.0, request)
+    }
+
+    /// Whether a request can be submitted: what [`Channel::check`] checks, in short.
+    #[inline]
+    pub(super) fn is_fine(&self, kind: Kind, offset: u64, len: u64) -> bool {
+        let descriptor = &self.0.descriptor;
+        descriptor.is_open()
+            && descriptor.owner().is_current()
+            && descriptor.allows(kind)
+            && len != 0
+            && descriptor.is_aligned(offset | len)
+            && offset
+                .checked_add(len)
+                .is_some_and(|end| end <= descriptor.size())
     }
 
     /// Everything that can be known to fail without asking the device.
-    fn check(&self, kind: Kind, offset: u64, len: u64) -> Result<()> {
+    #[cold]
+    pub(super) fn check(&self, kind: Kind, offset: u64, len: u64) -> Result<()> {
         let descriptor = &self.0.descriptor;
         let what = kind.what();
         let name = descriptor.name();
-        let raw = descriptor.check(what)?;
+        descriptor.check(what)?;
         if kind.changes() && descriptor.mode() == Mode::ReadOnly {
             let why = "the device was opened for reading only";
             return Err(Error::new(ErrorKind::ReadOnly, what, name, why));
         }
-        // SAFETY: the descriptor is open (checked), which keeps the bdev.
-        let supported = unsafe {
-            let bdev = spdk_sys::spdk_bdev_desc_get_bdev(raw);
-            kind.supported_by(bdev)
-        };
-        if !supported {
+        if !descriptor.supports(kind) {
             let why = "the device cannot do that";
             return Err(Error::new(ErrorKind::Unsupported, what, name, why));
         }

@@ -12,6 +12,7 @@ use spdk_sys::{spdk_bdev, spdk_bdev_desc, spdk_bdev_event_type};
 
 use super::c_name;
 use super::channel::{Channel, ChannelInner};
+use super::io::Kind;
 use crate::reactor::Owner;
 use crate::{Error, ErrorKind, Result, guard};
 
@@ -51,7 +52,11 @@ pub(super) struct Inner {
     owner: Owner,
     mode: Mode,
     block_size: Cell<u32>,
-    num_blocks: Cell<u64>,
+    /// In bytes.
+    size: Cell<u64>,
+    /// Bits of [`Kind`]: what the device can do, and what may be asked of it here.
+    supported: Cell<u32>,
+    allowed: Cell<u32>,
     state: Cell<State>,
     in_flight: Cell<usize>,
     channels: RefCell<Vec<Weak<ChannelInner>>>,
@@ -82,7 +87,9 @@ impl Descriptor {
             owner,
             mode,
             block_size: Cell::new(1),
-            num_blocks: Cell::new(0),
+            size: Cell::new(0),
+            supported: Cell::new(0),
+            allowed: Cell::new(0),
             state: Cell::new(State::Open),
             in_flight: Cell::new(0),
             channels: RefCell::default(),
@@ -105,6 +112,7 @@ impl Descriptor {
         Error::check(WHAT, name, rc).map_err(|error| explain_open(error, rc))?;
         inner.raw.set(raw);
         inner.read_size();
+        inner.read_kinds();
         Ok(Self(inner))
     }
 
@@ -193,6 +201,7 @@ impl Inner {
         &self.name
     }
 
+    #[inline]
     pub(super) fn owner(&self) -> &Owner {
         &self.owner
     }
@@ -201,12 +210,14 @@ impl Inner {
         self.mode
     }
 
+    #[inline]
     pub(super) fn block_size(&self) -> u64 {
         u64::from(self.block_size.get())
     }
 
+    #[inline]
     pub(super) fn size(&self) -> u64 {
-        self.num_blocks.get() * self.block_size()
+        self.size.get()
     }
 
     /// The C descriptor, if this may be used here and now.
@@ -239,6 +250,7 @@ impl Inner {
         }
     }
 
+    #[inline]
     pub(super) fn is_open(&self) -> bool {
         self.state.get() == State::Open
     }
@@ -248,14 +260,17 @@ impl Inner {
     }
 
     /// The C descriptor. Not null while I/O is in flight.
+    #[inline]
     pub(super) fn raw(&self) -> *mut spdk_bdev_desc {
         self.raw.get()
     }
 
+    #[inline]
     pub(super) fn io_begins(&self) {
         self.in_flight.set(self.in_flight.get() + 1);
     }
 
+    #[inline]
     pub(super) fn io_ended(&self) {
         self.in_flight.set(self.in_flight.get() - 1);
         if matches!(self.state.get(), State::Closing(_)) {
@@ -329,7 +344,45 @@ impl Inner {
         unsafe {
             let bdev = spdk_sys::spdk_bdev_desc_get_bdev(self.raw.get());
             self.block_size.set(spdk_sys::spdk_bdev_get_block_size(bdev));
-            self.num_blocks.set(spdk_sys::spdk_bdev_get_num_blocks(bdev));
+            let blocks = spdk_sys::spdk_bdev_get_num_blocks(bdev);
+            self.size.set(blocks * self.block_size());
+        }
+    }
+
+    fn read_kinds(&self) {
+        let mut supported = 0;
+        for kind in Kind::ALL {
+            // SAFETY: the descriptor is open, which keeps the bdev.
+            let can = unsafe { kind.supported_by(spdk_sys::spdk_bdev_desc_get_bdev(self.raw.get())) };
+            supported |= if can { kind.bit() } else { 0 };
+        }
+        let denied = Kind::ALL
+            .into_iter()
+            .filter(|kind| kind.changes() && self.mode == Mode::ReadOnly);
+        self.supported.set(supported);
+        self.allowed
+            .set(denied.fold(supported, |allowed, kind| allowed & !kind.bit()));
+    }
+
+    /// Whether the device can do it.
+    pub(super) fn supports(&self, kind: Kind) -> bool {
+        self.supported.get() & kind.bit() != 0
+    }
+
+    /// Whether the device can do it, and it was opened for it.
+    #[inline]
+    pub(super) fn allows(&self, kind: Kind) -> bool {
+        self.allowed.get() & kind.bit() != 0
+    }
+
+    /// Whether an offset or a length is one of whole blocks.
+    #[inline]
+    pub(super) fn is_aligned(&self, bytes: u64) -> bool {
+        let block = self.block_size();
+        if block.is_power_of_two() {
+            bytes & (block - 1) == 0
+        } else {
+            false // the long way: bytes may be an "or" of several
         }
     }
 }

@@ -4,6 +4,7 @@
 //! through it the descriptor), and the entry in SPDK's queue of those that wait for memory.
 
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::rc::Rc;
 
 use spdk_sys::{
@@ -11,8 +12,9 @@ use spdk_sys::{
 };
 
 use super::channel::ChannelInner;
-use crate::buf::DmaBuf;
-use crate::op::{self, Submitted};
+use crate::buf::{DmaBuf, DmaBufList};
+use crate::op::Submitted;
+use crate::op::slots::{self, SlotOp, Slots};
 use crate::{Error, ErrorKind, NvmeStatus, Result, guard};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,20 @@ impl Kind {
         }
     }
 
+    pub(super) const ALL: [Self; 6] = [
+        Self::Read,
+        Self::Write,
+        Self::WriteZeroes,
+        Self::Unmap,
+        Self::Flush,
+        Self::Reset,
+    ];
+
+    /// Its bit in a set of kinds.
+    pub(super) fn bit(self) -> u32 {
+        1 << self as u32
+    }
+
     /// # Safety
     /// The bdev exists.
     pub(super) unsafe fn supported_by(self, bdev: *mut spdk_bdev) -> bool {
@@ -69,20 +85,35 @@ pub(super) struct Request {
     pub(super) offset: u64,
     /// In bytes, checked.
     pub(super) len: u64,
-    pub(super) buf: Option<DmaBuf>,
+    pub(super) payload: Payload,
 }
 
-struct Keep {
+/// The memory of a request.
+pub enum Payload {
+    None,
+    Buf(DmaBuf),
+    List(DmaBufList),
+}
+
+/// The slots of a channel's I/O.
+pub(super) type IoSlots = Slots<Outcome, Keep>;
+
+/// An I/O that was submitted.
+pub(super) type Submission = SlotOp<Outcome, Keep>;
+
+/// What SPDK uses while it works.
+pub(super) struct Keep {
     request: Request,
     channel: Rc<ChannelInner>,
-    /// Its address is in SPDK's queue while the I/O waits for memory.
-    wait: spdk_bdev_io_wait_entry,
+    /// In SPDK's queue while the I/O waits for memory; filled then.
+    wait: MaybeUninit<spdk_bdev_io_wait_entry>,
 }
 
 /// What became of it.
-enum Outcome {
-    /// The device answered.
-    Ended { success: bool, status: NvmeStatus },
+pub(super) enum Outcome {
+    Success,
+    /// The device answered, and not well.
+    Failed(NvmeStatus),
     /// SPDK did not take it: a negative errno.
     Refused(i32),
     /// The descriptor was closed, or the device removed, before it could be submitted.
@@ -91,40 +122,51 @@ enum Outcome {
     Orphaned,
 }
 
-/// Runs a request, whose range was checked, on a channel that is open.
-pub(super) async fn run(channel: Rc<ChannelInner>, request: Request) -> (Result<()>, Option<DmaBuf>) {
-    let what = request.kind.what();
+/// Submits a request, whose range was checked, on a channel that is open.
+#[inline]
+pub(super) fn start(channel: &Rc<ChannelInner>, request: Request) -> Submission {
     let keep = Keep {
         request,
-        channel,
-        // SAFETY: a plain C struct of pointers, for which zero is valid.
-        wait: unsafe { std::mem::zeroed() },
+        channel: Rc::clone(channel),
+        wait: MaybeUninit::uninit(),
     };
-    let (outcome, keep) = op::start(keep, op::discard, |keep: &mut Keep, cb_arg| {
-        let descriptor = Rc::clone(keep.channel.descriptor());
-        descriptor.io_begins();
+    channel.slots().start(keep, |keep: &mut Keep, cb_arg| {
+        keep.channel.descriptor().io_begins();
         let submitted = submit(keep, cb_arg);
         if matches!(submitted, Submitted::Failed(_)) {
-            descriptor.io_ended();
+            keep.channel.descriptor().io_ended();
         }
         submitted
     })
-    .await;
-    let descriptor = keep.channel.descriptor();
+}
+
+/// What the user gets.
+#[inline]
+pub(super) fn finish((outcome, keep): (Outcome, Keep)) -> (Result<()>, Payload) {
     let result = match outcome {
-        Outcome::Ended { success, status } => Error::check_io(what, descriptor.name(), success, status)
-            .map_err(|error| {
-                if descriptor.is_removed() {
-                    return error
-                        .with_kind(ErrorKind::Removed)
-                        .with_detail("the device was removed meanwhile");
-                }
-                error
-            }),
-        Outcome::Refused(rc) => Error::check(what, descriptor.name(), rc),
-        Outcome::Gone | Outcome::Orphaned => Err(descriptor.gone(what)),
+        Outcome::Success => Ok(()),
+        outcome => Err(explain(outcome, &keep)),
     };
-    (result, keep.request.buf)
+    (result, keep.request.payload)
+}
+
+#[cold]
+fn explain(outcome: Outcome, keep: &Keep) -> Error {
+    let what = keep.request.kind.what();
+    let descriptor = keep.channel.descriptor();
+    match outcome {
+        Outcome::Refused(rc) => Error::from_errno(what, descriptor.name(), rc),
+        Outcome::Success | Outcome::Gone | Outcome::Orphaned => descriptor.gone(what),
+        Outcome::Failed(status) => {
+            let error = Error::of_io(what, descriptor.name(), status);
+            if descriptor.is_removed() {
+                return error
+                    .with_kind(ErrorKind::Removed)
+                    .with_detail("the device was removed meanwhile");
+            }
+            error
+        }
+    }
 }
 
 /// Hands the I/O to SPDK, or queues it for memory: the one place that knows of `ENOMEM`.
@@ -146,10 +188,13 @@ fn submit(keep: &mut Keep, cb_arg: *mut c_void) -> Submitted<Outcome> {
         // entry in place until its callback has run (there is no way to take it back).
         let rc = unsafe {
             let bdev = spdk_sys::spdk_bdev_desc_get_bdev(keep.channel.descriptor().raw());
-            keep.wait.bdev = bdev;
-            keep.wait.cb_fn = Some(on_memory);
-            keep.wait.cb_arg = cb_arg;
-            spdk_sys::spdk_bdev_queue_io_wait(bdev, keep.channel.raw(), &mut keep.wait)
+            let entry = keep.wait.write(spdk_bdev_io_wait_entry {
+                bdev,
+                cb_fn: Some(on_memory),
+                cb_arg,
+                ..std::mem::zeroed()
+            });
+            spdk_sys::spdk_bdev_queue_io_wait(bdev, keep.channel.raw(), entry)
         };
         if rc == 0 {
             return Submitted::Pending;
@@ -160,31 +205,47 @@ fn submit(keep: &mut Keep, cb_arg: *mut c_void) -> Submitted<Outcome> {
 
 /// Calls the function of the request's kind. Each of them calls back once if it returns 0 (it
 /// may do so before it returns), and never otherwise.
+#[inline]
 fn submit_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
     let channel = keep.channel.raw();
     let descriptor = keep.channel.descriptor().raw();
-    let Request {
-        kind, offset, len, ..
-    } = keep.request;
-    let buf = match &mut keep.request.buf {
-        Some(buf) => buf.as_mut_ptr().cast::<c_void>(),
-        None => std::ptr::null_mut(),
-    };
     let done: spdk_bdev_io_completion_cb = Some(on_done);
+    let Request {
+        kind,
+        offset,
+        len,
+        payload,
+    } = &mut keep.request;
+    let (offset, len) = (*offset, *len);
     // SAFETY: descriptor and channel are open, and stay so until the callback: the keep holds
-    // them. The buffer, too; it has `len` bytes: its capacity for a read, its initialised part
+    // them. The memory, too; it has `len` bytes: its capacity for a read, its initialised part
     // for a write. This is the channel's thread: checked before the first attempt, and SPDK
     // calls back on it for the others.
     unsafe {
-        match kind {
-            Kind::Read => spdk_sys::spdk_bdev_read(descriptor, channel, buf, offset, len, done, cb_arg),
-            Kind::Write => spdk_sys::spdk_bdev_write(descriptor, channel, buf, offset, len, done, cb_arg),
-            Kind::WriteZeroes => {
+        match (*kind, payload) {
+            (Kind::Read, Payload::Buf(buf)) => {
+                let buf = buf.as_mut_ptr().cast();
+                spdk_sys::spdk_bdev_read(descriptor, channel, buf, offset, len, done, cb_arg)
+            }
+            (Kind::Write, Payload::Buf(buf)) => {
+                let buf = buf.as_mut_ptr().cast();
+                spdk_sys::spdk_bdev_write(descriptor, channel, buf, offset, len, done, cb_arg)
+            }
+            (Kind::Read, Payload::List(list)) => {
+                let (iov, count) = list.iovecs(true);
+                spdk_sys::spdk_bdev_readv(descriptor, channel, iov, count, offset, len, done, cb_arg)
+            }
+            (Kind::Write, Payload::List(list)) => {
+                let (iov, count) = list.iovecs(false);
+                spdk_sys::spdk_bdev_writev(descriptor, channel, iov, count, offset, len, done, cb_arg)
+            }
+            (Kind::WriteZeroes, _) => {
                 spdk_sys::spdk_bdev_write_zeroes(descriptor, channel, offset, len, done, cb_arg)
             }
-            Kind::Unmap => spdk_sys::spdk_bdev_unmap(descriptor, channel, offset, len, done, cb_arg),
-            Kind::Flush => spdk_sys::spdk_bdev_flush(descriptor, channel, offset, len, done, cb_arg),
-            Kind::Reset => spdk_sys::spdk_bdev_reset(descriptor, channel, done, cb_arg),
+            (Kind::Unmap, _) => spdk_sys::spdk_bdev_unmap(descriptor, channel, offset, len, done, cb_arg),
+            (Kind::Flush, _) => spdk_sys::spdk_bdev_flush(descriptor, channel, offset, len, done, cb_arg),
+            (Kind::Reset, _) => spdk_sys::spdk_bdev_reset(descriptor, channel, done, cb_arg),
+            (Kind::Read | Kind::Write, Payload::None) => -libc::EINVAL,
         }
     }
 }
@@ -192,52 +253,64 @@ fn submit_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
 /// SPDK calls this when an I/O has ended, on the thread that submitted it.
 unsafe extern "C" fn on_done(bdev_io: *mut spdk_bdev_io, success: bool, cb_arg: *mut c_void) {
     guard::ffi((), || {
-        let (mut cdw0, mut code_type, mut code) = (0, 0, 0);
-        // SAFETY: the I/O is ours from the callback until free_io; it is read, then freed, once.
-        unsafe {
-            if !success {
-                spdk_sys::spdk_bdev_io_get_nvme_status(bdev_io, &mut cdw0, &mut code_type, &mut code);
-            }
-            spdk_sys::spdk_bdev_free_io(bdev_io);
-        }
-        let status = NvmeStatus {
-            code_type: u8::try_from(code_type).unwrap_or(u8::MAX),
-            code: u8::try_from(code).unwrap_or(u8::MAX),
-            cdw0,
+        let outcome = if success {
+            Outcome::Success
+        } else {
+            // SAFETY: the I/O is ours from the callback until free_io.
+            Outcome::Failed(unsafe { nvme_status(bdev_io) })
         };
-        // SAFETY: cb_arg is that of `run`'s operation, and SPDK calls back once.
-        unsafe { finish(cb_arg, Outcome::Ended { success, status }) };
+        // SAFETY: the I/O is freed once. cb_arg is that of `start`'s operation, and SPDK calls
+        // back once.
+        unsafe {
+            spdk_sys::spdk_bdev_free_io(bdev_io);
+            end(cb_arg, outcome);
+        }
     });
+}
+
+/// # Safety
+/// The I/O has ended, and was not freed yet.
+#[cold]
+unsafe fn nvme_status(bdev_io: *mut spdk_bdev_io) -> NvmeStatus {
+    let (mut cdw0, mut code_type, mut code) = (0, 0, 0);
+    // SAFETY: by contract; this reads only.
+    unsafe { spdk_sys::spdk_bdev_io_get_nvme_status(bdev_io, &mut cdw0, &mut code_type, &mut code) };
+    NvmeStatus {
+        code_type: u8::try_from(code_type).unwrap_or(u8::MAX),
+        code: u8::try_from(code).unwrap_or(u8::MAX),
+        cdw0,
+    }
 }
 
 /// SPDK calls this, once, when there is memory for an I/O that waited.
 unsafe extern "C" fn on_memory(cb_arg: *mut c_void) {
     guard::ffi((), || {
-        // SAFETY: cb_arg is that of `run`'s operation, which has not ended; this runs on its
-        // thread. The reference to the keep ends before `finish`.
+        // SAFETY: cb_arg is that of `start`'s operation, which has not ended; this runs on its
+        // thread. The reference to the keep ends before `end`.
         unsafe {
-            if op::is_orphaned::<Outcome, Keep>(cb_arg) {
-                finish(cb_arg, Outcome::Orphaned);
+            if slots::is_orphaned::<Outcome, Keep>(cb_arg) {
+                end(cb_arg, Outcome::Orphaned);
                 return;
             }
-            let keep = op::keep::<Outcome, Keep>(cb_arg);
+            let keep = slots::keep::<Outcome, Keep>(cb_arg);
             if let Submitted::Failed(outcome) = submit(keep, cb_arg) {
-                finish(cb_arg, outcome);
+                end(cb_arg, outcome);
             }
         }
     });
 }
 
-/// Completes the operation, then lets a descriptor that waits for its I/O go.
+/// Completes the operation, and lets a descriptor that waits for its I/O go.
 ///
 /// # Safety
-/// As [`op::complete`], on the channel's thread, for an operation of `run`.
-unsafe fn finish(cb_arg: *mut c_void, outcome: Outcome) {
-    // SAFETY: as the contract says.
+/// As [`slots::complete`], for an operation of `start`.
+#[inline]
+unsafe fn end(cb_arg: *mut c_void, outcome: Outcome) {
+    // SAFETY: as the contract says. C is done with the keep, which holds the descriptor; the
+    // reference to it ends before the operation completes.
     unsafe {
-        let keep = op::keep::<Outcome, Keep>(cb_arg);
-        let channel = Rc::clone(&keep.channel);
-        op::complete::<Outcome, Keep>(cb_arg, outcome);
-        channel.descriptor().io_ended();
+        let keep = slots::keep::<Outcome, Keep>(cb_arg);
+        keep.channel.descriptor().io_ended();
+        slots::complete::<Outcome, Keep>(cb_arg, outcome);
     }
 }

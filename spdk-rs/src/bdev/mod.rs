@@ -38,6 +38,7 @@ mod examine;
 mod io;
 pub mod malloc;
 pub mod null;
+mod transfer;
 
 use std::ffi::{CStr, CString};
 
@@ -47,6 +48,7 @@ pub use uuid::Uuid;
 pub use channel::Channel;
 pub use descriptor::{Descriptor, Mode, Removed};
 pub use examine::wait_for_examine;
+pub use transfer::{IoBuf, Transfer};
 
 use crate::op::{self, RcCallback, Submitted};
 use crate::reactor::Thread;

@@ -6,12 +6,14 @@
 //!
 //! What may not be done here: hand out a reference into memory that a device may be using.
 
+mod list;
 mod result;
 
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
+pub use list::DmaBufList;
 pub use result::BufResult;
 
 use crate::{Error, ErrorKind, Result, env};

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use super::turn::Body;
 use crate::guard::{self, Payload};
 
 struct Shared<T> {
@@ -230,6 +231,16 @@ impl<F: Future> Task<F> {
         }
     }
 
+    /// Whether it was aborted; tells the handle how to wake the task for that.
+    fn is_aborted(&self, cx: &Context<'_>) -> bool {
+        let mut state = self.sender.shared.lock();
+        if state.task.is_none() {
+            // One and the same waker for the task's whole life.
+            state.task = Some(cx.waker().clone());
+        }
+        state.abort
+    }
+
     /// Drops the future; a panic of its destructor is returned.
     fn drop_future(&mut self) -> Result<(), Payload> {
         let future = self.future.take();
@@ -237,24 +248,18 @@ impl<F: Future> Task<F> {
     }
 }
 
-impl<F: Future> Future for Task<F> {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.get_mut();
-        let mut state = this.sender.shared.lock();
-        let abort = state.abort;
-        if state.task.is_none() {
-            // One and the same waker for the task's whole life.
-            state.task = Some(cx.waker().clone());
-        }
-        drop(state);
-        let Some(future) = this.future.as_mut().filter(|_| !abort) else {
-            let result = match this.drop_future() {
+impl<F: Future> Body for Task<F> {
+    #[inline]
+    fn poll(&mut self, cx: &mut Context<'_>, queued: bool) -> Poll<()> {
+        if queued && self.is_aborted(cx) {
+            let result = match self.drop_future() {
                 Ok(()) => JoinError(Repr::Canceled),
                 Err(payload) => JoinError::panicked(payload),
             };
-            this.sender.send(Err(result));
+            self.sender.send(Err(result));
+            return Poll::Ready(());
+        }
+        let Some(future) = self.future.as_mut() else {
             return Poll::Ready(());
         };
         // AssertUnwindSafe: after a panic the future is only dropped.
@@ -264,12 +269,19 @@ impl<F: Future> Future for Task<F> {
             Err(payload) => Err(JoinError::panicked(payload)),
         };
         // Whoever joins sees everything that the task held released.
-        let dropped = this.drop_future();
+        let dropped = self.drop_future();
         match dropped {
-            Ok(()) => this.sender.send(result),
-            Err(payload) => this.sender.send(result.and(Err(JoinError::panicked(payload)))),
+            Ok(()) => self.sender.send(result),
+            Err(payload) => self.sender.send(result.and(Err(JoinError::panicked(payload)))),
         }
         Poll::Ready(())
+    }
+
+    fn close(&mut self) {
+        if let Err(payload) = self.drop_future() {
+            guard::keep(payload);
+        }
+        self.sender.send(Err(JoinError(Repr::Canceled)));
     }
 }
 

@@ -23,6 +23,7 @@
 mod join;
 #[cfg(test)]
 mod tests;
+mod turn;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -40,6 +41,8 @@ use async_task::Runnable;
 use crate::guard;
 pub use join::{JoinError, JoinHandle};
 pub(crate) use join::{Sender, channel};
+use turn::TaskCell;
+pub(crate) use turn::{Waiter, user_code};
 
 /// A message to a thread: runs there once, unless the executor is closed first (then it is
 /// dropped there).
@@ -164,7 +167,7 @@ impl Executor {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         let tracked = Tracked {
-            task,
+            task: TaskCell::new(task, self.home()),
             _entry: Entry {
                 id,
                 active: Rc::clone(&self.active),
@@ -181,6 +184,11 @@ impl Executor {
         self.active.borrow_mut().insert(id, runnable.waker());
         runnable.schedule();
         task.detach();
+    }
+
+    /// What tells this executor from others, see [`Waiter::of`].
+    pub(crate) fn home(&self) -> usize {
+        Arc::as_ptr(&self.inbox).addr()
     }
 
     /// Whether there is nothing to run.
@@ -201,7 +209,7 @@ impl Executor {
                 Work::Task(task) => {
                     task.run();
                 }
-                Work::Call(call) => guard::ffi((), call),
+                Work::Call(call) => guard::ffi((), || user_code(call)),
             }
         }
         done
@@ -260,15 +268,34 @@ impl Drop for Entry {
 }
 
 /// A task together with its entry; the task drops first.
-struct Tracked<F: Future> {
-    task: join::Task<F>,
+struct Tracked<F>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    task: Rc<TaskCell<join::Task<F>>>,
     _entry: Entry,
 }
 
-impl<F: Future> Future for Tracked<F> {
+impl<F> Future for Tracked<F>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
     type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        Pin::new(&mut self.task).poll(cx)
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.task.queued_turn(cx)
+    }
+}
+
+impl<F> Drop for Tracked<F>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    fn drop(&mut self) {
+        // An I/O may still hold the task's place; the future goes now.
+        self.task.close();
     }
 }

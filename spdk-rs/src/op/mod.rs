@@ -34,6 +34,7 @@
 //! `*mut c_void`, so that plain unit tests reach all of it.
 
 mod calls;
+pub(crate) mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -54,7 +55,7 @@ static OUTSTANDING: AtomicUsize = AtomicUsize::new(0);
 
 /// The number of operations that were handed to C and have not been called back.
 pub fn outstanding() -> usize {
-    OUTSTANDING.load(Ordering::Acquire)
+    OUTSTANDING.load(Ordering::Acquire) + slots::outstanding()
 }
 
 /// What became of the attempt to hand an operation to C.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use spdk_sys::spdk_poller;
 
 use super::Owner;
+use crate::executor::user_code;
 use crate::{Error, ErrorKind, Result, guard};
 
 struct Inner {
@@ -99,7 +100,7 @@ unsafe extern "C" fn call(arg: *mut c_void) -> c_int {
         if inner.panicked.replace(true) {
             return 0; // it panicked before; the runtime is on its way down
         }
-        let busy = (inner.body.borrow_mut())();
+        let busy = user_code(|| (inner.body.borrow_mut())());
         inner.panicked.set(false);
         c_int::from(busy)
     })

@@ -354,6 +354,11 @@ impl Owner {
         Ok(Self(thread))
     }
 
+    /// See [`Executor::home`](crate::executor::Executor::home).
+    pub(crate) fn home(&self) -> usize {
+        Arc::as_ptr(&self.0.0.inbox).addr()
+    }
+
     /// Whether the caller runs on the owner.
     pub(crate) fn is_current(&self) -> bool {
         self.0.is_current()

@@ -1,0 +1,247 @@
+//! Measures block devices: SPDK's own `bdevperf`, as a program of this crate. It takes the same
+//! options (those that matter for a comparison), prints the same totals, and percentiles too.
+//!
+//! ```sh
+//! cargo run --release -p spdk-rs --example bdevperf -- --no-huge -q 32 -o 4096 -w randread -t 3
+//! ```
+//!
+//! Without `-c` it makes a null device of its own.
+
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use clap::{Parser, ValueEnum};
+use hdrhistogram::Histogram;
+use spdk_rs::bdev::{self, Bdev, Channel, Mode};
+use spdk_rs::buf::DmaBuf;
+use spdk_rs::reactor::sleep;
+use spdk_rs::{Runtime, spawn};
+
+#[derive(Parser)]
+struct Options {
+    /// I/Os in flight on each device.
+    #[arg(short = 'q')]
+    depth: usize,
+    /// Bytes of an I/O.
+    #[arg(short = 'o')]
+    size: usize,
+    #[arg(short = 'w')]
+    workload: Workload,
+    /// Seconds to measure; a second of warming up comes first.
+    #[arg(short = 't')]
+    seconds: u64,
+    /// For `rw` and `randrw`: how many of 100 I/Os are reads.
+    #[arg(short = 'M', default_value_t = 50)]
+    reads: u64,
+    /// Only this device. Default: all.
+    #[arg(short = 'T')]
+    device: Option<String>,
+    /// The devices, as a JSON configuration.
+    #[arg(short = 'c', long = "json")]
+    config: Option<PathBuf>,
+    #[arg(short = 'm', default_value = "0x1")]
+    core_mask: String,
+    /// Memory in MiB.
+    #[arg(short = 's')]
+    memory: Option<u32>,
+    /// Measure the latency of each I/O, and print percentiles.
+    #[arg(short = 'l')]
+    latency: bool,
+    #[arg(long)]
+    no_huge: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Workload {
+    Read,
+    Write,
+    Rw,
+    Randread,
+    Randwrite,
+    Randrw,
+}
+
+/// What one device's tasks share.
+struct Job {
+    channel: Channel,
+    size: u64,
+    places: u64,
+    /// Of 100 I/Os, this many are reads.
+    reads: u64,
+    random: bool,
+    state: Cell<u64>,
+    done: Cell<u64>,
+    stop: Cell<bool>,
+    latency: Option<RefCell<Histogram<u64>>>,
+}
+
+impl Job {
+    /// Where the next I/O goes, and whether it reads.
+    fn next(&self) -> (u64, bool) {
+        let mut x = self.state.get();
+        if !self.random {
+            self.state.set(x.wrapping_add(1));
+            return (x % self.places * self.size, x * 61 % 100 < self.reads);
+        }
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.state.set(x);
+        let read = self.reads == 100 || (self.reads > 0 && x % 100 < self.reads);
+        ((x >> 8) % self.places * self.size, read)
+    }
+
+    async fn run(&self, mut buf: DmaBuf) -> spdk_rs::Result<()> {
+        while !self.stop.get() {
+            let (offset, read) = self.next();
+            let begun = self.latency.as_ref().map(|_| Instant::now());
+            let (result, back) = match read {
+                true => self.channel.read(buf, offset).await.into_parts(),
+                false => self.channel.write(buf, offset).await.into_parts(),
+            };
+            result?;
+            buf = back;
+            self.done.set(self.done.get() + 1);
+            if let (Some(latency), Some(begun)) = (&self.latency, begun) {
+                latency
+                    .borrow_mut()
+                    .saturating_record(begun.elapsed().as_nanos() as u64);
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn measure(options: Options) -> Result<()> {
+    if options.config.is_none() {
+        bdev::null::create("Null0", (64 << 20) / 512, 512)?;
+    }
+    let names = match &options.device {
+        Some(name) => vec![name.clone()],
+        None => Bdev::all()?
+            .into_iter()
+            .map(|bdev| bdev.name().to_owned())
+            .collect(),
+    };
+    ensure!(!names.is_empty(), "there is no device to measure");
+    let (reads, random) = match options.workload {
+        Workload::Read => (100, false),
+        Workload::Write => (0, false),
+        Workload::Rw => (options.reads, false),
+        Workload::Randread => (100, true),
+        Workload::Randwrite => (0, true),
+        Workload::Randrw => (options.reads, true),
+    };
+    let mut jobs = Vec::new();
+    let mut tasks = Vec::new();
+    let mut descriptors = Vec::new();
+    for (seed, name) in names.iter().enumerate() {
+        let mode = if reads == 100 {
+            Mode::ReadOnly
+        } else {
+            Mode::ReadWrite
+        };
+        let descriptor = Bdev::find(name)?.open(mode)?;
+        let size = options.size as u64;
+        ensure!(descriptor.size() >= size, "{name} is smaller than one I/O");
+        let job = Rc::new(Job {
+            channel: descriptor.channel()?,
+            size,
+            places: descriptor.size() / size,
+            reads,
+            random,
+            state: Cell::new(if random {
+                88_172_645_463_325_252 + seed as u64
+            } else {
+                0
+            }),
+            done: Cell::new(0),
+            stop: Cell::new(false),
+            latency: match options.latency {
+                true => Some(RefCell::new(Histogram::new(3)?)),
+                false => None,
+            },
+        });
+        descriptors.push(descriptor);
+        for _ in 0..options.depth {
+            let (job, buf) = (Rc::clone(&job), DmaBuf::zeroed(options.size)?);
+            tasks.push(spawn(async move { job.run(buf).await }));
+        }
+        jobs.push(job);
+    }
+
+    sleep(Duration::from_secs(1)).await;
+    for job in &jobs {
+        job.done.set(0);
+        if let Some(latency) = &job.latency {
+            latency.borrow_mut().reset();
+        }
+    }
+    let begun = Instant::now();
+    sleep(Duration::from_secs(options.seconds)).await;
+    let seconds = begun.elapsed().as_secs_f64();
+    let done: Vec<u64> = jobs.iter().map(|job| job.done.get()).collect();
+    for job in &jobs {
+        job.stop.set(true);
+    }
+    for task in tasks {
+        task.await??;
+    }
+
+    let rate = |done: u64| done as f64 / seconds;
+    let mib = |done: u64| rate(done) * options.size as f64 / (1 << 20) as f64;
+    for (name, done) in names.iter().zip(&done) {
+        println!(" {name:<20}: {:10.2} IOPS {:10.2} MiB/s", rate(*done), mib(*done));
+    }
+    println!(" =====================================================");
+    let total = done.iter().sum();
+    println!(
+        " {:<20}: {:10.2} IOPS {:10.2} MiB/s",
+        "Total",
+        rate(total),
+        mib(total)
+    );
+    for (name, job) in names.iter().zip(&jobs) {
+        if let Some(latency) = &job.latency {
+            let latency = latency.borrow();
+            let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|part| latency.value_at_quantile(part));
+            println!(" {name:<20}: p50 {p50} ns, p99 {p99} ns, p99.9 {p999} ns");
+        }
+    }
+    drop(jobs);
+    for descriptor in descriptors {
+        descriptor.close().await?;
+    }
+    Ok(())
+}
+
+fn run() -> Result<()> {
+    let options = Options::parse();
+    ensure!(options.depth > 0 && options.size > 0, "-q and -o must not be 0");
+    let mut builder = Runtime::builder()
+        .name("bdevperf")
+        .core_mask(options.core_mask.clone())
+        .no_huge(options.no_huge)
+        .no_pci(true);
+    if let Some(memory) = options.memory {
+        builder = builder.memory_mb(memory);
+    }
+    if let Some(config) = &options.config {
+        builder = builder.json_config(config);
+    }
+    builder.build()?.run(measure(options))?
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bdevperf: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

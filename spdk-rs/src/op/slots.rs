@@ -1,0 +1,312 @@
+//! Operations that stay on one thread, in slots that are used again: for I/O.
+//!
+//! The life cycle is that of the [parent module](super). What differs is the cost: no lock, no
+//! atomic read-modify-write, and no allocation once as many slots were made as operations are in
+//! flight at a time. In return, C must call back on the thread that started the operation.
+//!
+//! A slot is *free*, or it belongs to an operation:
+//!
+//! | state | future | C | value | keep |
+//! |---|---|---|---|---|
+//! | pending | there | works | no | yes |
+//! | orphaned | gone | works | no | yes |
+//! | completed | there | done | yes | yes |
+//!
+//! The memory of all slots stays until the last operation has ended, also when [`Slots`] is gone.
+
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::ffi::c_void;
+use std::future::Future;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use super::{Submit, Submitted};
+use crate::executor::Waiter;
+
+/// Slots made at a time.
+const CHUNK: usize = 32;
+
+/// How many operations C has, for each pool that there is. Only a pool's own thread writes its
+/// counter.
+static COUNTERS: Mutex<Vec<Arc<AtomicUsize>>> = Mutex::new(Vec::new());
+
+/// Operations of all pools that C has not finished yet.
+pub(super) fn outstanding() -> usize {
+    let counters = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
+    counters.iter().map(|count| count.load(Ordering::Acquire)).sum()
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Free,
+    Pending,
+    Orphaned,
+    Completed,
+}
+
+struct Slot<T, K> {
+    state: Cell<State>,
+    next_free: Cell<Option<NonNull<Slot<T, K>>>>,
+    pool: NonNull<Pool<T, K>>,
+    waiter: Cell<Option<Waiter>>,
+    value: UnsafeCell<MaybeUninit<T>>,
+    keep: UnsafeCell<MaybeUninit<K>>,
+}
+
+type Chunk<T, K> = Box<[Slot<T, K>]>;
+
+struct Pool<T, K> {
+    /// Chunks never move or shrink: C holds addresses of slots.
+    chunks: RefCell<Vec<Chunk<T, K>>>,
+    free: Cell<Option<NonNull<Slot<T, K>>>>,
+    /// Slots that are not free.
+    used: Cell<usize>,
+    /// The [`Slots`] is gone: the last operation frees the pool.
+    abandoned: Cell<bool>,
+    at_c: Arc<AtomicUsize>,
+    /// The executor of its thread, see [`Waiter::of`].
+    home: usize,
+}
+
+impl<T, K> Pool<T, K> {
+    /// One writer: no read-modify-write is needed.
+    fn count(&self, change: isize) {
+        let count = self.at_c.load(Ordering::Relaxed);
+        self.at_c
+            .store(count.wrapping_add_signed(change), Ordering::Release);
+    }
+
+    #[cold]
+    fn grow(&self, this: NonNull<Self>) {
+        let chunk: Chunk<T, K> = (0..CHUNK)
+            .map(|_| Slot {
+                state: Cell::new(State::Free),
+                next_free: Cell::new(None),
+                pool: this,
+                waiter: Cell::new(None),
+                value: UnsafeCell::new(MaybeUninit::uninit()),
+                keep: UnsafeCell::new(MaybeUninit::uninit()),
+            })
+            .collect();
+        for slot in &chunk {
+            slot.next_free.set(self.free.get());
+            self.free.set(Some(NonNull::from(slot)));
+        }
+        self.chunks.borrow_mut().push(chunk);
+    }
+}
+
+/// A thread's slots for operations with results `T` that keep a `K`.
+pub(crate) struct Slots<T, K>(NonNull<Pool<T, K>>);
+
+impl<T, K> Slots<T, K> {
+    /// For the thread of the executor `home`.
+    pub(crate) fn new(home: usize) -> Self {
+        let at_c = Arc::new(AtomicUsize::new(0));
+        let mut counters = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.push(Arc::clone(&at_c));
+        Self(NonNull::from(Box::leak(Box::new(Pool {
+            chunks: RefCell::default(),
+            free: Cell::new(None),
+            used: Cell::new(0),
+            abandoned: Cell::new(false),
+            at_c,
+            home,
+        }))))
+    }
+
+    /// Starts an operation; see [`super::start`]. The result and the keep of an operation whose
+    /// future was dropped are dropped.
+    #[inline]
+    pub(crate) fn start<S: Submit<T, K>>(&self, keep: K, submit: S) -> SlotOp<T, K> {
+        // SAFETY: the pool lives at least as long as this handle.
+        let pool = unsafe { self.0.as_ref() };
+        if pool.free.get().is_none() {
+            pool.grow(self.0);
+        }
+        let Some(at) = pool.free.get() else {
+            unreachable!("the pool has just grown")
+        };
+        // SAFETY: slots live as long as the pool.
+        let slot = unsafe { at.as_ref() };
+        pool.free.set(slot.next_free.get());
+        pool.used.set(pool.used.get() + 1);
+        pool.count(1);
+        slot.state.set(State::Pending);
+        // SAFETY: the slot was free, so nobody else knows it.
+        let keep = unsafe { (*slot.keep.get()).write(keep) };
+        if let Submitted::Failed(value) = submit.submit(keep, at.as_ptr().cast()) {
+            // If C has called back all the same, its word stands.
+            if slot.state.get() == State::Pending {
+                pool.count(-1);
+                // SAFETY: the state is `Pending`: the value is not there yet, and C will not come.
+                unsafe { (*slot.value.get()).write(value) };
+                slot.state.set(State::Completed);
+            }
+        }
+        SlotOp(Some(at))
+    }
+}
+
+impl<T, K> Drop for Slots<T, K> {
+    fn drop(&mut self) {
+        // SAFETY: the pool lives at least as long as this handle.
+        let pool = unsafe { self.0.as_ref() };
+        pool.abandoned.set(true);
+        free_if_unused(self.0);
+    }
+}
+
+fn free_if_unused<T, K>(at: NonNull<Pool<T, K>>) {
+    // SAFETY: called with a pool that is alive: by its handle, or by the release of a slot.
+    let pool = unsafe { at.as_ref() };
+    if !pool.abandoned.get() || pool.used.get() > 0 {
+        return;
+    }
+    let mut counters = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
+    counters.retain(|count| !Arc::ptr_eq(count, &pool.at_c));
+    drop(counters);
+    // SAFETY: no handle and no operation is left, so this is the last reference; the pool came
+    // from Box::leak.
+    drop(unsafe { Box::from_raw(at.as_ptr()) });
+}
+
+impl<T, K> Slot<T, K> {
+    /// Takes the keep out and frees the slot.
+    ///
+    /// # Safety
+    /// The slot is not free, and C is done with it. The slot may be gone after this.
+    #[inline]
+    unsafe fn release(at: NonNull<Self>) -> K {
+        // SAFETY: a slot that is not free keeps its pool alive (contract).
+        let slot = unsafe { at.as_ref() };
+        // SAFETY: not free: the keep is there; it is moved out once, since the slot is free now.
+        let keep = unsafe { (*slot.keep.get()).assume_init_read() };
+        slot.state.set(State::Free);
+        let pool_at = slot.pool;
+        // SAFETY: as above.
+        let pool = unsafe { pool_at.as_ref() };
+        slot.next_free.set(pool.free.replace(Some(at)));
+        pool.used.set(pool.used.get() - 1);
+        if pool.abandoned.get() {
+            free_if_unused(pool_at);
+        }
+        keep
+    }
+}
+
+/// Completes an operation: see [`super::complete`]. It may run the task that waits for it.
+///
+/// # Safety
+/// * `cb_arg` is the pointer that [`Submit::submit`] received from a [`Slots::start`] with the
+///   same `T` and `K`, and this is the one and only call for it.
+/// * It runs on the thread that started the operation.
+#[inline]
+pub(crate) unsafe fn complete<T, K>(cb_arg: *mut c_void, value: T) {
+    // SAFETY: the slot of a pending operation, by contract; it is not null.
+    let at = unsafe { NonNull::new_unchecked(cb_arg.cast::<Slot<T, K>>()) };
+    // SAFETY: it is not free, so it is there.
+    let slot = unsafe { at.as_ref() };
+    // SAFETY: as above, its pool too.
+    unsafe { slot.pool.as_ref() }.count(-1);
+    if slot.state.get() == State::Pending {
+        // SAFETY: pending: the value is not there yet.
+        unsafe { (*slot.value.get()).write(value) };
+        slot.state.set(State::Completed);
+        // The slot may be gone when this returns.
+        if let Some(waiter) = slot.waiter.take() {
+            waiter.wake();
+        }
+    } else {
+        debug_assert!(slot.state.get() == State::Orphaned, "an operation completes once");
+        // SAFETY: orphaned: not free, and C has just ended.
+        drop(unsafe { Slot::release(at) });
+        drop(value);
+    }
+}
+
+/// Whether the future of a pending operation has been dropped.
+///
+/// # Safety
+/// As [`complete`], but before it, and any number of times.
+pub(crate) unsafe fn is_orphaned<T, K>(cb_arg: *mut c_void) -> bool {
+    // SAFETY: the slot of a pending operation, by contract.
+    unsafe { &*cb_arg.cast::<Slot<T, K>>() }.state.get() == State::Orphaned
+}
+
+/// The keep of a pending operation.
+///
+/// # Safety
+/// As [`complete`], but before it; the reference must be gone before the operation can complete
+/// and before another one is made.
+#[inline]
+pub(crate) unsafe fn keep<'a, T, K>(cb_arg: *mut c_void) -> &'a mut K {
+    // SAFETY: the slot of a pending operation, by contract: the keep is there, and nobody but
+    // its callback touches it.
+    unsafe { (*(*cb_arg.cast::<Slot<T, K>>()).keep.get()).assume_init_mut() }
+}
+
+/// The future of an operation in a slot. It yields the result and the keep; dropping it orphans
+/// the operation.
+#[must_use = "dropping the future orphans the operation"]
+pub(crate) struct SlotOp<T, K>(Option<NonNull<Slot<T, K>>>);
+
+static_assertions::assert_not_impl_any!(SlotOp<i32, ()>: Send, Sync);
+
+// A pointer to the slot, nothing that is pinned.
+impl<T, K> Unpin for SlotOp<T, K> {}
+
+impl<T, K> SlotOp<T, K> {
+    /// Takes value and keep out of a completed slot.
+    ///
+    /// # Safety
+    /// The slot's state is `Completed`, and this future holds it no more.
+    #[inline]
+    unsafe fn take(at: NonNull<Slot<T, K>>) -> (T, K) {
+        // SAFETY: completed: value and keep are there (contract).
+        unsafe {
+            let value = (*at.as_ref().value.get()).assume_init_read();
+            (value, Slot::release(at))
+        }
+    }
+}
+
+impl<T, K> Future for SlotOp<T, K> {
+    type Output = (T, K);
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let at = self.0.expect("an operation is not polled after it has yielded");
+        // SAFETY: the slot is not free while its future holds it.
+        let slot = unsafe { at.as_ref() };
+        if slot.state.get() == State::Completed {
+            self.0 = None;
+            // SAFETY: completed, and let go of.
+            return Poll::Ready(unsafe { Self::take(at) });
+        }
+        // SAFETY: so its pool is there.
+        let home = unsafe { slot.pool.as_ref() }.home;
+        slot.waiter.set(Some(Waiter::of(cx, home)));
+        Poll::Pending
+    }
+}
+
+impl<T, K> Drop for SlotOp<T, K> {
+    #[inline]
+    fn drop(&mut self) {
+        let Some(at) = self.0.take() else { return };
+        // SAFETY: the slot is not free while its future holds it.
+        let slot = unsafe { at.as_ref() };
+        if slot.state.get() == State::Completed {
+            // SAFETY: completed, and let go of.
+            drop(unsafe { Self::take(at) });
+        } else {
+            slot.state.set(State::Orphaned);
+            drop(slot.waiter.take());
+        }
+    }
+}
