@@ -15,7 +15,9 @@ pub mod error;
 mod executor;
 mod guard;
 pub mod lvol;
+#[cfg(feature = "nvme")]
 pub mod nvme;
+#[cfg(feature = "nvmf")]
 pub mod nvmf;
 pub mod op;
 pub mod reactor;

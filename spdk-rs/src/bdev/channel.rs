@@ -7,8 +7,8 @@ use std::rc::Rc;
 use spdk_sys::spdk_io_channel;
 
 use super::descriptor::{Inner as DescriptorInner, Mode};
-use super::io::{self, IoSlots, Kind, Payload, Request, Submission};
-use super::transfer::Transfer;
+use super::io::{self, IoSlots, Kind, Payload};
+use super::transfer::{Read, Write};
 use crate::buf::{DmaBuf, DmaBufList};
 use crate::{Error, ErrorKind, Result};
 
@@ -41,6 +41,56 @@ impl ChannelInner {
     /// The C channel. Not null while I/O is in flight.
     pub(super) fn raw(&self) -> *mut spdk_io_channel {
         self.raw.get()
+    }
+
+    /// Whether a request can be submitted: what [`Self::check`] checks, in short.
+    #[inline]
+    pub(super) fn is_fine(&self, kind: Kind, offset: u64, len: u64) -> bool {
+        let descriptor = &self.descriptor;
+        descriptor.is_open()
+            && descriptor.owner().is_current()
+            && descriptor.allows(kind)
+            && len != 0
+            && descriptor.is_aligned(offset | len)
+            && offset
+                .checked_add(len)
+                .is_some_and(|end| end <= descriptor.size())
+    }
+
+    /// Everything that can be known to fail without asking the device.
+    #[cold]
+    pub(super) fn check(&self, kind: Kind, offset: u64, len: u64) -> Result<()> {
+        let descriptor = &self.descriptor;
+        let what = kind.what();
+        let name = descriptor.name();
+        descriptor.check(what)?;
+        if kind.changes() && descriptor.mode() == Mode::ReadOnly {
+            let why = "the device was opened for reading only";
+            return Err(Error::new(ErrorKind::ReadOnly, what, name, why));
+        }
+        if !descriptor.supports(kind) {
+            let why = "the device cannot do that";
+            return Err(Error::new(ErrorKind::Unsupported, what, name, why));
+        }
+        if kind == Kind::Reset {
+            return Ok(());
+        }
+        let range = || format!("{len} bytes at {offset}");
+        if len == 0 {
+            let why = format!("{}: there is nothing to do", range());
+            return Err(Error::new(ErrorKind::InvalidArgument, what, name, why));
+        }
+        let block = descriptor.block_size();
+        if offset % block != 0 || len % block != 0 {
+            let why = format!("{} are not whole blocks of {block} bytes", range());
+            return Err(Error::new(ErrorKind::Misaligned, what, name, why));
+        }
+        let size = descriptor.size();
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            let why = format!("{} reach beyond the device's {size} bytes", range());
+            return Err(Error::new(ErrorKind::OutOfRange, what, name, why));
+        }
+        Ok(())
     }
 
     /// Gives the C channel back, on its thread.
@@ -105,8 +155,8 @@ impl Channel {
     /// See [`Channel`]. The buffer's initialised part is as it was then, its content undefined.
     #[doc(alias = "spdk_bdev_read")]
     #[inline]
-    pub fn read(&self, buf: DmaBuf, offset: u64) -> Transfer<'_, DmaBuf> {
-        Transfer::new(self, Kind::Read, buf, offset)
+    pub fn read(&self, buf: DmaBuf, offset: u64) -> Read<DmaBuf> {
+        Read::new(&self.0, buf, offset)
     }
 
     /// Writes the buffer's initialised part at `offset`.
@@ -115,8 +165,8 @@ impl Channel {
     /// See [`Channel`]; [`ErrorKind::InvalidArgument`] if nothing in the buffer is initialised.
     #[doc(alias = "spdk_bdev_write")]
     #[inline]
-    pub fn write(&self, buf: DmaBuf, offset: u64) -> Transfer<'_, DmaBuf> {
-        Transfer::new(self, Kind::Write, buf, offset)
+    pub fn write(&self, buf: DmaBuf, offset: u64) -> Write<DmaBuf> {
+        Write::new(&self.0, buf, offset)
     }
 
     /// As [`read`](Self::read), into several buffers.
@@ -124,8 +174,8 @@ impl Channel {
     /// # Errors
     /// As [`read`](Self::read).
     #[doc(alias = "spdk_bdev_readv")]
-    pub fn readv(&self, bufs: DmaBufList, offset: u64) -> Transfer<'_, DmaBufList> {
-        Transfer::new(self, Kind::Read, bufs, offset)
+    pub fn readv(&self, bufs: DmaBufList, offset: u64) -> Read<DmaBufList> {
+        Read::new(&self.0, bufs, offset)
     }
 
     /// As [`write`](Self::write), from several buffers.
@@ -133,8 +183,8 @@ impl Channel {
     /// # Errors
     /// As [`write`](Self::write).
     #[doc(alias = "spdk_bdev_writev")]
-    pub fn writev(&self, bufs: DmaBufList, offset: u64) -> Transfer<'_, DmaBufList> {
-        Transfer::new(self, Kind::Write, bufs, offset)
+    pub fn writev(&self, bufs: DmaBufList, offset: u64) -> Write<DmaBufList> {
+        Write::new(&self.0, bufs, offset)
     }
 
     /// Writes `len` zero bytes at `offset`.
@@ -180,70 +230,8 @@ impl Channel {
     }
 
     async fn range(&self, kind: Kind, offset: u64, len: u64) -> Result<()> {
-        self.check(kind, offset, len)?;
-        let request = Request {
-            kind,
-            offset,
-            len,
-            payload: Payload::None,
-        };
-        io::finish(self.start(request).await).0
-    }
-
-    /// Submits a request that was checked.
-    #[inline]
-    pub(super) fn start(&self, request: Request) -> Submission {
-        io::start(&self.0, request)
-    }
-
-    /// Whether a request can be submitted: what [`Channel::check`] checks, in short.
-    #[inline]
-    pub(super) fn is_fine(&self, kind: Kind, offset: u64, len: u64) -> bool {
-        let descriptor = &self.0.descriptor;
-        descriptor.is_open()
-            && descriptor.owner().is_current()
-            && descriptor.allows(kind)
-            && len != 0
-            && descriptor.is_aligned(offset | len)
-            && offset
-                .checked_add(len)
-                .is_some_and(|end| end <= descriptor.size())
-    }
-
-    /// Everything that can be known to fail without asking the device.
-    #[cold]
-    pub(super) fn check(&self, kind: Kind, offset: u64, len: u64) -> Result<()> {
-        let descriptor = &self.0.descriptor;
-        let what = kind.what();
-        let name = descriptor.name();
-        descriptor.check(what)?;
-        if kind.changes() && descriptor.mode() == Mode::ReadOnly {
-            let why = "the device was opened for reading only";
-            return Err(Error::new(ErrorKind::ReadOnly, what, name, why));
-        }
-        if !descriptor.supports(kind) {
-            let why = "the device cannot do that";
-            return Err(Error::new(ErrorKind::Unsupported, what, name, why));
-        }
-        if kind == Kind::Reset {
-            return Ok(());
-        }
-        let range = || format!("{len} bytes at {offset}");
-        if len == 0 {
-            let why = format!("{}: there is nothing to do", range());
-            return Err(Error::new(ErrorKind::InvalidArgument, what, name, why));
-        }
-        let block = descriptor.block_size();
-        if offset % block != 0 || len % block != 0 {
-            let why = format!("{} are not whole blocks of {block} bytes", range());
-            return Err(Error::new(ErrorKind::Misaligned, what, name, why));
-        }
-        let size = descriptor.size();
-        if offset.checked_add(len).is_none_or(|end| end > size) {
-            let why = format!("{} reach beyond the device's {size} bytes", range());
-            return Err(Error::new(ErrorKind::OutOfRange, what, name, why));
-        }
-        Ok(())
+        let mut op = io::prepare(&self.0, kind, offset, len, || Payload::None);
+        std::future::poll_fn(move |cx| io::poll(&mut op, cx, io::submit_now, |result, _| result)).await
     }
 }
 

@@ -375,6 +375,17 @@ impl Inner {
         self.allowed.get() & kind.bit() != 0
     }
 
+    /// A range of whole blocks, in blocks.
+    #[inline]
+    pub(super) fn blocks(&self, offset: u64, len: u64) -> (u64, u64) {
+        let block = self.block_size();
+        if block.is_power_of_two() {
+            let shift = block.trailing_zeros();
+            return (offset >> shift, len >> shift);
+        }
+        (offset / block, len / block)
+    }
+
     /// Whether an offset or a length is one of whole blocks.
     #[inline]
     pub(super) fn is_aligned(&self, bytes: u64) -> bool {

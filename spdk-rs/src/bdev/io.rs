@@ -6,6 +6,7 @@
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use spdk_sys::{
     spdk_bdev, spdk_bdev_io, spdk_bdev_io_completion_cb, spdk_bdev_io_type, spdk_bdev_io_wait_entry,
@@ -78,17 +79,7 @@ impl Kind {
     }
 }
 
-/// What is to be done.
-pub(super) struct Request {
-    pub(super) kind: Kind,
-    /// In bytes, checked.
-    pub(super) offset: u64,
-    /// In bytes, checked.
-    pub(super) len: u64,
-    pub(super) payload: Payload,
-}
-
-/// The memory of a request.
+/// The memory of an I/O.
 pub enum Payload {
     None,
     Buf(DmaBuf),
@@ -98,20 +89,26 @@ pub enum Payload {
 /// The slots of a channel's I/O.
 pub(super) type IoSlots = Slots<Outcome, Keep>;
 
-/// An I/O that was submitted.
-pub(super) type Submission = SlotOp<Outcome, Keep>;
+/// An I/O, from its preparation to its end.
+pub(super) type IoOp = SlotOp<Outcome, Keep>;
 
-/// What SPDK uses while it works.
+/// What is to be done, and all that SPDK uses while it works.
 pub(super) struct Keep {
-    request: Request,
-    channel: Rc<ChannelInner>,
+    pub(super) kind: Kind,
+    /// In bytes; checked before it is submitted, as the length.
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    pub(super) payload: Payload,
+    pub(super) channel: Rc<ChannelInner>,
     /// In SPDK's queue while the I/O waits for memory; filled then.
-    wait: MaybeUninit<spdk_bdev_io_wait_entry>,
+    pub(super) wait: MaybeUninit<spdk_bdev_io_wait_entry>,
 }
 
 /// What became of it.
 pub(super) enum Outcome {
     Success,
+    /// Refused before SPDK was asked.
+    Invalid(Error),
     /// The device answered, and not well.
     Failed(NvmeStatus),
     /// SPDK did not take it: a negative errno.
@@ -122,39 +119,93 @@ pub(super) enum Outcome {
     Orphaned,
 }
 
-/// Submits a request, whose range was checked, on a channel that is open.
+/// Prepares an I/O. The length of a transfer is that of its memory.
 #[inline]
-pub(super) fn start(channel: &Rc<ChannelInner>, request: Request) -> Submission {
-    let keep = Keep {
-        request,
+pub(super) fn prepare(
+    channel: &Rc<ChannelInner>,
+    kind: Kind,
+    offset: u64,
+    len: u64,
+    payload: impl FnOnce() -> Payload,
+) -> IoOp {
+    channel.slots().prepare(|| Keep {
+        kind,
+        offset,
+        len,
+        payload: payload(),
         channel: Rc::clone(channel),
         wait: MaybeUninit::uninit(),
-    };
-    channel.slots().start(keep, |keep: &mut Keep, cb_arg| {
-        keep.channel.descriptor().io_begins();
-        let submitted = submit(keep, cb_arg);
-        if matches!(submitted, Submitted::Failed(_)) {
-            keep.channel.descriptor().io_ended();
-        }
-        submitted
     })
 }
 
-/// What the user gets.
-#[inline]
-pub(super) fn finish((outcome, keep): (Outcome, Keep)) -> (Result<()>, Payload) {
-    let result = match outcome {
-        Outcome::Success => Ok(()),
-        outcome => Err(explain(outcome, &keep)),
+/// One turn of an I/O's future: checks it and hands it to SPDK with `submit` at the first, and
+/// yields `finish` of what comes at the last.
+///
+/// # Errors
+/// The I/O was refused before anything was done.
+#[inline(always)]
+pub(super) fn poll<R>(
+    op: &mut IoOp,
+    cx: &mut Context<'_>,
+    submit: impl FnOnce(&mut Keep, *mut c_void) -> i32,
+    finish: impl FnOnce(Result<()>, &mut Keep) -> R,
+) -> Poll<R> {
+    if let Some(keep) = op.prepared() {
+        if keep.channel.is_fine(keep.kind, keep.offset, keep.len) {
+            op.submit(|keep: &mut Keep, cb_arg| {
+                keep.channel.descriptor().io_begins();
+                match submit(keep, cb_arg) {
+                    0 => Submitted::Pending,
+                    rc => not_taken(keep, cb_arg, rc),
+                }
+            });
+        } else {
+            check(op);
+        }
+    }
+    op.poll_with(cx, |outcome, keep| {
+        let result = match outcome {
+            Outcome::Success => Ok(()),
+            outcome => Err(explain(outcome, keep)),
+        };
+        finish(result, keep)
+    })
+}
+
+/// The long way: what is wrong with it, if anything.
+#[cold]
+fn check(op: &mut IoOp) {
+    op.submit(|keep: &mut Keep, cb_arg| {
+        if let Err(error) = keep.channel.check(keep.kind, keep.offset, keep.len) {
+            return Submitted::Failed(Outcome::Invalid(error));
+        }
+        keep.channel.descriptor().io_begins();
+        match submit_now(keep, cb_arg) {
+            0 => Submitted::Pending,
+            rc => not_taken(keep, cb_arg, rc),
+        }
+    });
+}
+
+/// SPDK did not take an I/O at the first attempt.
+#[cold]
+fn not_taken(keep: &mut Keep, cb_arg: *mut c_void, rc: i32) -> Submitted<Outcome> {
+    let submitted = match rc {
+        rc if rc == -libc::ENOMEM => submit(keep, cb_arg),
+        rc => Submitted::Failed(Outcome::Refused(rc)),
     };
-    (result, keep.request.payload)
+    if matches!(submitted, Submitted::Failed(_)) {
+        keep.channel.descriptor().io_ended();
+    }
+    submitted
 }
 
 #[cold]
-fn explain(outcome: Outcome, keep: &Keep) -> Error {
-    let what = keep.request.kind.what();
+fn explain(outcome: &mut Outcome, keep: &Keep) -> Error {
+    let what = keep.kind.what();
     let descriptor = keep.channel.descriptor();
-    match outcome {
+    match std::mem::replace(outcome, Outcome::Gone) {
+        Outcome::Invalid(error) => error,
         Outcome::Refused(rc) => Error::from_errno(what, descriptor.name(), rc),
         Outcome::Success | Outcome::Gone | Outcome::Orphaned => descriptor.gone(what),
         Outcome::Failed(status) => {
@@ -203,67 +254,84 @@ fn submit(keep: &mut Keep, cb_arg: *mut c_void) -> Submitted<Outcome> {
     Submitted::Failed(Outcome::Refused(-libc::ENOMEM))
 }
 
-/// Calls the function of the request's kind. Each of them calls back once if it returns 0 (it
-/// may do so before it returns), and never otherwise.
-#[inline]
-fn submit_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
+/// Calls the function of the I/O's kind. Each of them calls back once if it returns 0 (it may do
+/// so before it returns), and never otherwise.
+pub(super) fn submit_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
     let channel = keep.channel.raw();
     let descriptor = keep.channel.descriptor().raw();
     let done: spdk_bdev_io_completion_cb = Some(on_done);
-    let Request {
-        kind,
-        offset,
-        len,
-        payload,
-    } = &mut keep.request;
-    let (offset, len) = (*offset, *len);
+    let (at, count) = keep.channel.descriptor().blocks(keep.offset, keep.len);
     // SAFETY: descriptor and channel are open, and stay so until the callback: the keep holds
     // them. The memory, too; it has `len` bytes: its capacity for a read, its initialised part
     // for a write. This is the channel's thread: checked before the first attempt, and SPDK
     // calls back on it for the others.
     unsafe {
-        match (*kind, payload) {
-            (Kind::Read, Payload::Buf(buf)) => {
-                let buf = buf.as_mut_ptr().cast();
-                spdk_sys::spdk_bdev_read(descriptor, channel, buf, offset, len, done, cb_arg)
-            }
-            (Kind::Write, Payload::Buf(buf)) => {
-                let buf = buf.as_mut_ptr().cast();
-                spdk_sys::spdk_bdev_write(descriptor, channel, buf, offset, len, done, cb_arg)
-            }
+        match (keep.kind, &mut keep.payload) {
+            (Kind::Read, Payload::Buf(_)) => read_now(keep, cb_arg),
+            (Kind::Write, Payload::Buf(_)) => write_now(keep, cb_arg),
             (Kind::Read, Payload::List(list)) => {
-                let (iov, count) = list.iovecs(true);
-                spdk_sys::spdk_bdev_readv(descriptor, channel, iov, count, offset, len, done, cb_arg)
+                let (iov, n) = list.iovecs(true);
+                spdk_sys::spdk_bdev_readv_blocks(descriptor, channel, iov, n, at, count, done, cb_arg)
             }
             (Kind::Write, Payload::List(list)) => {
-                let (iov, count) = list.iovecs(false);
-                spdk_sys::spdk_bdev_writev(descriptor, channel, iov, count, offset, len, done, cb_arg)
+                let (iov, n) = list.iovecs(false);
+                spdk_sys::spdk_bdev_writev_blocks(descriptor, channel, iov, n, at, count, done, cb_arg)
             }
             (Kind::WriteZeroes, _) => {
-                spdk_sys::spdk_bdev_write_zeroes(descriptor, channel, offset, len, done, cb_arg)
+                spdk_sys::spdk_bdev_write_zeroes_blocks(descriptor, channel, at, count, done, cb_arg)
             }
-            (Kind::Unmap, _) => spdk_sys::spdk_bdev_unmap(descriptor, channel, offset, len, done, cb_arg),
-            (Kind::Flush, _) => spdk_sys::spdk_bdev_flush(descriptor, channel, offset, len, done, cb_arg),
+            (Kind::Unmap, _) => {
+                spdk_sys::spdk_bdev_unmap_blocks(descriptor, channel, at, count, done, cb_arg)
+            }
+            (Kind::Flush, _) => {
+                spdk_sys::spdk_bdev_flush_blocks(descriptor, channel, at, count, done, cb_arg)
+            }
             (Kind::Reset, _) => spdk_sys::spdk_bdev_reset(descriptor, channel, done, cb_arg),
             (Kind::Read | Kind::Write, Payload::None) => -libc::EINVAL,
         }
     }
 }
 
+/// [`submit_now`] for a read into one buffer.
+#[inline(always)]
+pub(super) fn read_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
+    let Payload::Buf(buf) = &mut keep.payload else {
+        return submit_now(keep, cb_arg);
+    };
+    let (channel, buf) = (&keep.channel, buf.as_mut_ptr().cast());
+    let (at, count) = channel.descriptor().blocks(keep.offset, keep.len);
+    let (descriptor, channel) = (channel.descriptor().raw(), channel.raw());
+    // SAFETY: as in `submit_now`.
+    unsafe { spdk_sys::spdk_bdev_read_blocks(descriptor, channel, buf, at, count, Some(on_done), cb_arg) }
+}
+
+/// [`submit_now`] for a write from one buffer.
+#[inline(always)]
+pub(super) fn write_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
+    let Payload::Buf(buf) = &mut keep.payload else {
+        return submit_now(keep, cb_arg);
+    };
+    let (channel, buf) = (&keep.channel, buf.as_mut_ptr().cast());
+    let (at, count) = channel.descriptor().blocks(keep.offset, keep.len);
+    let (descriptor, channel) = (channel.descriptor().raw(), channel.raw());
+    // SAFETY: as in `submit_now`.
+    unsafe { spdk_sys::spdk_bdev_write_blocks(descriptor, channel, buf, at, count, Some(on_done), cb_arg) }
+}
+
 /// SPDK calls this when an I/O has ended, on the thread that submitted it.
 unsafe extern "C" fn on_done(bdev_io: *mut spdk_bdev_io, success: bool, cb_arg: *mut c_void) {
     guard::ffi((), || {
-        let outcome = if success {
-            Outcome::Success
-        } else {
-            // SAFETY: the I/O is ours from the callback until free_io.
-            Outcome::Failed(unsafe { nvme_status(bdev_io) })
-        };
-        // SAFETY: the I/O is freed once. cb_arg is that of `start`'s operation, and SPDK calls
-        // back once.
+        // SAFETY: the I/O is ours from the callback until free_io, which is called once. cb_arg is
+        // that of `poll`'s operation, and SPDK calls back once.
         unsafe {
-            spdk_sys::spdk_bdev_free_io(bdev_io);
-            end(cb_arg, outcome);
+            if success {
+                spdk_sys::spdk_bdev_free_io(bdev_io);
+                end(cb_arg, Outcome::Success);
+            } else {
+                let status = nvme_status(bdev_io);
+                spdk_sys::spdk_bdev_free_io(bdev_io);
+                end_otherwise(cb_arg, Outcome::Failed(status));
+            }
         }
     });
 }
@@ -285,16 +353,16 @@ unsafe fn nvme_status(bdev_io: *mut spdk_bdev_io) -> NvmeStatus {
 /// SPDK calls this, once, when there is memory for an I/O that waited.
 unsafe extern "C" fn on_memory(cb_arg: *mut c_void) {
     guard::ffi((), || {
-        // SAFETY: cb_arg is that of `start`'s operation, which has not ended; this runs on its
+        // SAFETY: cb_arg is that of `poll`'s operation, which has not ended; this runs on its
         // thread. The reference to the keep ends before `end`.
         unsafe {
             if slots::is_orphaned::<Outcome, Keep>(cb_arg) {
-                end(cb_arg, Outcome::Orphaned);
+                end_otherwise(cb_arg, Outcome::Orphaned);
                 return;
             }
             let keep = slots::keep::<Outcome, Keep>(cb_arg);
             if let Submitted::Failed(outcome) = submit(keep, cb_arg) {
-                end(cb_arg, outcome);
+                end_otherwise(cb_arg, outcome);
             }
         }
     });
@@ -303,8 +371,18 @@ unsafe extern "C" fn on_memory(cb_arg: *mut c_void) {
 /// Completes the operation, and lets a descriptor that waits for its I/O go.
 ///
 /// # Safety
-/// As [`slots::complete`], for an operation of `start`.
-#[inline]
+/// As [`slots::complete`], for an operation of `poll`.
+#[cold]
+unsafe fn end_otherwise(cb_arg: *mut c_void, outcome: Outcome) {
+    // SAFETY: as the contract says.
+    unsafe { end(cb_arg, outcome) }
+}
+
+/// As [`end_otherwise`]; made once more for a success, whose value is a constant then.
+///
+/// # Safety
+/// As [`slots::complete`], for an operation of `poll`.
+#[inline(always)]
 unsafe fn end(cb_arg: *mut c_void, outcome: Outcome) {
     // SAFETY: as the contract says. C is done with the keep, which holds the descriptor; the
     // reference to it ends before the operation completes.

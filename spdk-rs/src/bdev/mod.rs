@@ -48,7 +48,7 @@ pub use uuid::Uuid;
 pub use channel::Channel;
 pub use descriptor::{Descriptor, Mode, Removed};
 pub use examine::wait_for_examine;
-pub use transfer::{IoBuf, Transfer};
+pub use transfer::{IoBuf, Read, Write};
 
 use crate::op::{self, RcCallback, Submitted};
 use crate::reactor::Thread;

@@ -1,11 +1,13 @@
 //! Reads and writes, as futures.
 
 use std::future::Future;
+use std::marker::PhantomData;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use super::channel::Channel;
-use super::io::{self, Kind, Payload, Request, Submission};
+use super::channel::ChannelInner;
+use super::io::{self, IoOp, Keep, Kind, Payload};
 use crate::buf::{BufResult, DmaBuf, DmaBufList};
 
 /// Memory that an I/O can be given: one [`DmaBuf`], or a [`DmaBufList`].
@@ -72,71 +74,76 @@ mod sealed {
     }
 }
 
-/// The future of a read or write; it yields a [`BufResult`]. Nothing is submitted before the
-/// first poll.
-#[must_use = "nothing is read or written before it is awaited"]
-pub struct Transfer<'c, B: IoBuf> {
-    channel: &'c Channel,
-    kind: Kind,
-    step: Step<B>,
+/// The future of a read; it yields a [`BufResult`]. Nothing is submitted before the first poll.
+/// It holds on to the channel.
+#[must_use = "nothing is read before it is awaited"]
+pub struct Read<B: IoBuf = DmaBuf> {
+    op: IoOp,
+    buf: PhantomData<B>,
 }
 
-enum Step<B> {
-    Start { buf: B, offset: u64 },
-    Submitted(Submission),
-    Yielded,
+/// The future of a write; otherwise as [`Read`].
+#[must_use = "nothing is written before it is awaited"]
+pub struct Write<B: IoBuf = DmaBuf> {
+    op: IoOp,
+    buf: PhantomData<B>,
 }
 
-impl<'c, B: IoBuf> Transfer<'c, B> {
-    #[inline]
-    pub(super) fn new(channel: &'c Channel, kind: Kind, buf: B, offset: u64) -> Self {
+impl<B: IoBuf> Read<B> {
+    #[inline(always)]
+    pub(super) fn new(channel: &Rc<ChannelInner>, buf: B, offset: u64) -> Self {
+        let len = buf.bytes(true) as u64;
         Self {
-            channel,
-            kind,
-            step: Step::Start { buf, offset },
+            op: io::prepare(channel, Kind::Read, offset, len, || buf.into_payload()),
+            buf: PhantomData,
         }
     }
 }
 
-impl<B: IoBuf> Future for Transfer<'_, B> {
+impl<B: IoBuf> Write<B> {
+    #[inline(always)]
+    pub(super) fn new(channel: &Rc<ChannelInner>, buf: B, offset: u64) -> Self {
+        let len = buf.bytes(false) as u64;
+        Self {
+            op: io::prepare(channel, Kind::Write, offset, len, || buf.into_payload()),
+            buf: PhantomData,
+        }
+    }
+}
+
+/// The memory comes back.
+#[inline(always)]
+fn take<B: IoBuf>(keep: &mut Keep) -> B {
+    let payload = std::mem::replace(&mut keep.payload, Payload::None);
+    match B::from_payload(payload) {
+        Some(buf) => buf,
+        None => unreachable!("the memory that was given comes back"),
+    }
+}
+
+impl<B: IoBuf> Future for Read<B> {
     type Output = BufResult<(), B>;
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        if let Step::Start { .. } = this.step {
-            let Step::Start { buf, offset } = std::mem::replace(&mut this.step, Step::Yielded) else {
-                unreachable!("looked at above")
-            };
-            let len = buf.bytes(this.kind == Kind::Read) as u64;
-            if !this.channel.is_fine(this.kind, offset, len)
-                && let Err(error) = this.channel.check(this.kind, offset, len)
-            {
-                return Poll::Ready(BufResult(Err(error), buf));
+        io::poll(&mut self.op, cx, io::read_now, |result, keep| {
+            let mut buf: B = take(keep);
+            if result.is_ok() {
+                // SAFETY: the device has filled the whole capacity.
+                unsafe { buf.filled() };
             }
-            let request = Request {
-                kind: this.kind,
-                offset,
-                len,
-                payload: buf.into_payload(),
-            };
-            this.step = Step::Submitted(this.channel.start(request));
-        }
-        let Step::Submitted(submission) = &mut this.step else {
-            panic!("a transfer is not polled after it has yielded")
-        };
-        let Poll::Ready(ended) = Pin::new(submission).poll(cx) else {
-            return Poll::Pending;
-        };
-        this.step = Step::Yielded;
-        let (result, payload) = io::finish(ended);
-        let Some(mut buf) = B::from_payload(payload) else {
-            unreachable!("the buffer that was given comes back")
-        };
-        if result.is_ok() && this.kind == Kind::Read {
-            // SAFETY: the device has filled the whole capacity.
-            unsafe { buf.filled() };
-        }
-        Poll::Ready(BufResult(result, buf))
+            BufResult(result, buf)
+        })
+    }
+}
+
+impl<B: IoBuf> Future for Write<B> {
+    type Output = BufResult<(), B>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        io::poll(&mut self.op, cx, io::write_now, |result, keep| {
+            BufResult(result, take(keep))
+        })
     }
 }

@@ -29,7 +29,12 @@ pub const DEFAULT_ALIGNMENT: usize = 4096;
 /// It can be dropped at any time and on any thread, also after the environment has stopped (the
 /// memory then went with it).
 #[doc(alias = "spdk_dma_malloc")]
-pub struct DmaBuf {
+pub struct DmaBuf(
+    // One word, since a buffer is moved some ten times on its way through an I/O and back.
+    Box<Memory>,
+);
+
+struct Memory {
     ptr: NonNull<u8>,
     len: usize,
     capacity: usize,
@@ -79,11 +84,11 @@ impl DmaBuf {
             return Err(Error::from_errno(WHAT, "", libc::ENOMEM)
                 .with_detail(format!("no {capacity} bytes left; start with more memory")));
         };
-        Ok(Self {
+        Ok(Self(Box::new(Memory {
             ptr,
             len: 0,
             capacity,
-        })
+        })))
     }
 
     /// A buffer of `len` zero bytes, all of them initialised.
@@ -109,37 +114,37 @@ impl DmaBuf {
 
     /// How many bytes are initialised.
     pub fn len(&self) -> usize {
-        self.len
+        self.0.len
     }
 
     /// Whether no byte is initialised.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.0.len == 0
     }
 
     /// How many bytes there are.
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.0.capacity
     }
 
     /// The initialised part.
     pub fn as_slice(&self) -> &[u8] {
         // SAFETY: the first `len` bytes are initialised, ours, and not lent to a device: an I/O
         // takes the buffer by value.
-        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts(self.0.ptr.as_ptr(), self.0.len) }
     }
 
     /// The initialised part, to change.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: as in `as_slice`, and borrowed exclusively.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.0.ptr.as_ptr(), self.0.len) }
     }
 
     /// The part that is not initialised yet.
     pub fn spare_capacity_mut(&mut self) -> &mut [MaybeUninit<u8>] {
-        let spare = self.capacity - self.len;
+        let spare = self.0.capacity - self.0.len;
         // SAFETY: the bytes from `len` to `capacity` are ours; MaybeUninit asks no more.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr().add(self.len).cast(), spare) }
+        unsafe { std::slice::from_raw_parts_mut(self.0.ptr.as_ptr().add(self.0.len).cast(), spare) }
     }
 
     /// Declares the first `len` bytes initialised.
@@ -147,25 +152,25 @@ impl DmaBuf {
     /// # Safety
     /// They are, and `len` is at most the capacity.
     pub unsafe fn set_len(&mut self, len: usize) {
-        debug_assert!(len <= self.capacity);
-        self.len = len;
+        debug_assert!(len <= self.0.capacity);
+        self.0.len = len;
     }
 
     /// Shortens the initialised part to `len` bytes; does nothing if it is not longer.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+        self.0.len = self.0.len.min(len);
     }
 
     /// Forgets all data.
     pub fn clear(&mut self) {
-        self.len = 0;
+        self.0.len = 0;
     }
 
     /// Sets every byte of the capacity to `byte`; all are initialised then.
     pub fn fill(&mut self, byte: u8) {
         // SAFETY: `capacity` bytes from the start are ours.
-        unsafe { self.ptr.as_ptr().write_bytes(byte, self.capacity) };
-        self.len = self.capacity;
+        unsafe { self.0.ptr.as_ptr().write_bytes(byte, self.0.capacity) };
+        self.0.len = self.0.capacity;
     }
 
     /// Appends `data` to the initialised part.
@@ -173,7 +178,7 @@ impl DmaBuf {
     /// # Errors
     /// [`ErrorKind::OutOfRange`] if it does not fit; nothing is appended then.
     pub fn extend_from_slice(&mut self, data: &[u8]) -> Result<()> {
-        let spare = self.capacity - self.len;
+        let spare = self.0.capacity - self.0.len;
         if data.len() > spare {
             return Err(Error::new(
                 ErrorKind::OutOfRange,
@@ -185,22 +190,22 @@ impl DmaBuf {
         // SAFETY: the target lies within the capacity (checked), and cannot overlap `data`,
         // which is borrowed while we are borrowed exclusively.
         unsafe {
-            let end = self.ptr.as_ptr().add(self.len);
+            let end = self.0.ptr.as_ptr().add(self.0.len);
             end.copy_from_nonoverlapping(data.as_ptr(), data.len());
         }
-        self.len += data.len();
+        self.0.len += data.len();
         Ok(())
     }
 
     /// The address, for C.
     pub fn as_ptr(&self) -> *const u8 {
-        self.ptr.as_ptr()
+        self.0.ptr.as_ptr()
     }
 
     /// The address, for C to write to. What C writes past [`len`](Self::len) must be declared
     /// with [`set_len`](Self::set_len).
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.ptr.as_ptr()
+        self.0.ptr.as_ptr()
     }
 }
 
@@ -210,7 +215,7 @@ impl Drop for DmaBuf {
         env::while_running(|| {
             // SAFETY: the pointer comes from spdk_dma_malloc, is freed once, and the environment
             // cannot stop inside `while_running`.
-            unsafe { spdk_sys::spdk_dma_free(self.ptr.as_ptr().cast()) }
+            unsafe { spdk_sys::spdk_dma_free(self.0.ptr.as_ptr().cast()) }
         });
     }
 }
@@ -218,8 +223,8 @@ impl Drop for DmaBuf {
 impl fmt::Debug for DmaBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DmaBuf")
-            .field("len", &self.len)
-            .field("capacity", &self.capacity)
+            .field("len", &self.0.len)
+            .field("capacity", &self.0.capacity)
             .finish()
     }
 }

@@ -42,7 +42,7 @@ use crate::guard;
 pub use join::{JoinError, JoinHandle};
 pub(crate) use join::{Sender, channel};
 use turn::TaskCell;
-pub(crate) use turn::{Waiter, user_code};
+pub(crate) use turn::{Waiter, is_turn_of, user_code};
 
 /// A message to a thread: runs there once, unless the executor is closed first (then it is
 /// dropped there).

@@ -259,3 +259,176 @@ fn join_handle_can_be_awaited_elsewhere() {
     run_all(&executor);
     assert_eq!(other.join().expect("no panic"), 11);
 }
+
+/// An I/O: whoever polls it waits, until `complete` is called as C would.
+#[derive(Clone, Default)]
+struct FakeIo {
+    done: Rc<Cell<bool>>,
+    waiter: Rc<RefCell<Option<Waiter>>>,
+}
+
+impl FakeIo {
+    async fn wait(&self, home: usize) {
+        std::future::poll_fn(|cx| {
+            if self.done.take() {
+                return Poll::Ready(());
+            }
+            *self.waiter.borrow_mut() = Some(Waiter::of(cx, home));
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn complete(&self) {
+        self.done.set(true);
+        let waiter = self.waiter.take();
+        waiter.expect("somebody waits").wake();
+    }
+}
+
+#[test]
+fn an_io_runs_its_task_at_once() {
+    let executor = Executor::new(Inbox::new());
+    let (io, turns) = (FakeIo::default(), Rc::new(Cell::new(0)));
+    let mut handle = executor.spawn({
+        let (io, turns, home) = (io.clone(), Rc::clone(&turns), executor.home());
+        async move {
+            for _ in 0..3 {
+                io.wait(home).await;
+                turns.set(turns.get() + 1);
+            }
+        }
+    });
+    run_all(&executor);
+    for turn in 1..=3 {
+        io.complete();
+        assert_eq!(turns.get(), turn, "not by the queue");
+    }
+    assert!(now(&mut handle).expect("ended").is_ok());
+    run_all(&executor); // the queue lets go of it
+    assert!(executor.active.borrow().is_empty());
+}
+
+#[test]
+fn no_task_runs_inside_of_other_code() {
+    let executor = Executor::new(Inbox::new());
+    let io = FakeIo::default();
+    let shared = Rc::new(RefCell::new(0));
+    let _waits = executor.spawn({
+        let (io, shared, home) = (io.clone(), Rc::clone(&shared), executor.home());
+        async move {
+            io.wait(home).await;
+            *shared.borrow_mut() += 1; // panics if it is borrowed
+        }
+    });
+    run_all(&executor);
+    user_code(|| {
+        let guard = shared.borrow_mut();
+        io.complete();
+        assert_eq!(*guard, 0);
+    });
+    assert_eq!(*shared.borrow(), 1, "but when that has returned");
+
+    // The same for the code of a task.
+    let seen = Rc::new(Cell::new(0));
+    let _waits = executor.spawn({
+        let (io, shared, home) = (io.clone(), Rc::clone(&shared), executor.home());
+        async move {
+            io.wait(home).await;
+            *shared.borrow_mut() += 1;
+        }
+    });
+    run_all(&executor);
+    let _completes = executor.spawn({
+        let (io, shared, seen) = (io.clone(), Rc::clone(&shared), Rc::clone(&seen));
+        async move {
+            let guard = shared.borrow_mut();
+            io.complete();
+            seen.set(*guard);
+        }
+    });
+    run_all(&executor);
+    assert_eq!((seen.get(), *shared.borrow()), (1, 2));
+}
+
+#[test]
+fn tasks_that_complete_each_other_do_not_nest() {
+    let executor = Executor::new(Inbox::new());
+    let (a, b) = (FakeIo::default(), FakeIo::default());
+    let turns = Rc::new(Cell::new(0_u32));
+    for (mine, others) in [(a.clone(), b.clone()), (b.clone(), a.clone())] {
+        let (turns, home) = (Rc::clone(&turns), executor.home());
+        let _runs = executor.spawn(async move {
+            loop {
+                mine.wait(home).await;
+                turns.set(turns.get() + 1);
+                if others.waiter.borrow().is_some() {
+                    others.complete();
+                }
+            }
+        });
+    }
+    run_all(&executor);
+    a.complete(); // a's turn, then b's, then each by the queue
+    assert_eq!(turns.get(), 2);
+    executor.run();
+    assert!(turns.get() < 10, "the reactor has its turn in between");
+}
+
+#[test]
+fn an_io_of_another_executor_goes_by_the_waker() {
+    let (executor, other) = (Executor::new(Inbox::new()), Executor::new(Inbox::new()));
+    let (io, done) = (FakeIo::default(), Rc::new(Cell::new(false)));
+    let _waits = executor.spawn({
+        let (io, done, home) = (io.clone(), Rc::clone(&done), other.home());
+        async move {
+            io.wait(home).await;
+            done.set(true);
+        }
+    });
+    run_all(&executor);
+    io.complete();
+    assert!(!done.get());
+    run_all(&executor);
+    assert!(done.get());
+}
+
+#[test]
+fn a_panic_after_an_io_is_the_tasks() {
+    let executor = Executor::new(Inbox::new());
+    let io = FakeIo::default();
+    let mut handle = executor.spawn({
+        let (io, home) = (io.clone(), executor.home());
+        async move {
+            io.wait(home).await;
+            panic!("after");
+        }
+    });
+    run_all(&executor);
+    io.complete();
+    let error = now(&mut handle).expect("ended").expect_err("panicked");
+    assert!(error.is_panic());
+    // Nothing is left behind that would keep others waiting.
+    assert_eq!(user_code(|| 1), 1);
+    let mut next = executor.spawn(async { 2 });
+    run_all(&executor);
+    assert_eq!(now(&mut next).expect("ended").expect("a result"), 2);
+}
+
+#[test]
+fn closing_drops_a_task_that_an_io_still_knows() {
+    let executor = Executor::new(Inbox::new());
+    let io = FakeIo::default();
+    let held = Rc::new(());
+    let _waits = executor.spawn({
+        let (io, held, home) = (io.clone(), Rc::clone(&held), executor.home());
+        async move {
+            io.wait(home).await;
+            drop(held);
+        }
+    });
+    run_all(&executor);
+    executor.close();
+    assert_eq!(Rc::strong_count(&held), 1, "dropped with the executor");
+    io.complete(); // finds an ended task
+}

@@ -155,6 +155,13 @@ impl TaskCell<dyn Body> {
     }
 }
 
+/// Whether a task of the executor `home` has its turn.
+#[inline]
+pub(crate) fn is_turn_of(home: usize) -> bool {
+    // SAFETY: the task has its turn, so it is there; whoever gave it the turn holds it.
+    CURRENT.get().is_some_and(|task| unsafe { (*task).home } == home)
+}
+
 /// Who waits for an I/O.
 pub(crate) enum Waiter {
     Task(TaskRef),
@@ -167,12 +174,9 @@ impl Waiter {
     pub(crate) fn of(cx: &Context<'_>, home: usize) -> Self {
         if let Some(task) = CURRENT.get() {
             // SAFETY: the task has its turn, so it is there; whoever gave it the turn holds it.
+            // The waker that a turn gives is the one that is kept, in its place.
             let is_task = unsafe {
-                (*task).home == home
-                    && (*task)
-                        .waker
-                        .get()
-                        .is_some_and(|waker| waker.will_wake(cx.waker()))
+                (*task).home == home && (*task).waker.get().is_some_and(|w| std::ptr::eq(w, cx.waker()))
             };
             if is_task {
                 // SAFETY: the pointer comes from Rc::as_ptr, of an Rc that is held (see above).

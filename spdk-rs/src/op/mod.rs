@@ -34,6 +34,8 @@
 //! `*mut c_void`, so that plain unit tests reach all of it.
 
 mod calls;
+#[cfg(test)]
+mod slot_tests;
 pub(crate) mod slots;
 #[cfg(test)]
 mod tests;

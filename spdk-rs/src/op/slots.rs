@@ -1,13 +1,15 @@
 //! Operations that stay on one thread, in slots that are used again: for I/O.
 //!
 //! The life cycle is that of the [parent module](super). What differs is the cost: no lock, no
-//! atomic read-modify-write, and no allocation once as many slots were made as operations are in
-//! flight at a time. In return, C must call back on the thread that started the operation.
+//! atomic read-modify-write, no allocation once as many slots were made as operations are in
+//! flight at a time, and the keep is made, used and emptied in its slot, never moved. In return,
+//! C must call back on the thread that started the operation.
 //!
 //! A slot is *free*, or it belongs to an operation:
 //!
 //! | state | future | C | value | keep |
 //! |---|---|---|---|---|
+//! | prepared | there | knows nothing of it | no | yes |
 //! | pending | there | works | no | yes |
 //! | orphaned | gone | works | no | yes |
 //! | completed | there | done | yes | yes |
@@ -16,9 +18,7 @@
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::ffi::c_void;
-use std::future::Future;
 use std::mem::MaybeUninit;
-use std::pin::Pin;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,6 +43,7 @@ pub(super) fn outstanding() -> usize {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Free,
+    Prepared,
     Pending,
     Orphaned,
     Completed,
@@ -52,7 +53,7 @@ struct Slot<T, K> {
     state: Cell<State>,
     next_free: Cell<Option<NonNull<Slot<T, K>>>>,
     pool: NonNull<Pool<T, K>>,
-    waiter: Cell<Option<Waiter>>,
+    waiter: UnsafeCell<Option<Waiter>>,
     value: UnsafeCell<MaybeUninit<T>>,
     keep: UnsafeCell<MaybeUninit<K>>,
 }
@@ -87,7 +88,7 @@ impl<T, K> Pool<T, K> {
                 state: Cell::new(State::Free),
                 next_free: Cell::new(None),
                 pool: this,
-                waiter: Cell::new(None),
+                waiter: UnsafeCell::new(None),
                 value: UnsafeCell::new(MaybeUninit::uninit()),
                 keep: UnsafeCell::new(MaybeUninit::uninit()),
             })
@@ -119,10 +120,9 @@ impl<T, K> Slots<T, K> {
         }))))
     }
 
-    /// Starts an operation; see [`super::start`]. The result and the keep of an operation whose
-    /// future was dropped are dropped.
+    /// Prepares an operation with the keep that `make` makes, in its place.
     #[inline]
-    pub(crate) fn start<S: Submit<T, K>>(&self, keep: K, submit: S) -> SlotOp<T, K> {
+    pub(crate) fn prepare(&self, make: impl FnOnce() -> K) -> SlotOp<T, K> {
         // SAFETY: the pool lives at least as long as this handle.
         let pool = unsafe { self.0.as_ref() };
         if pool.free.get().is_none() {
@@ -133,21 +133,11 @@ impl<T, K> Slots<T, K> {
         };
         // SAFETY: slots live as long as the pool.
         let slot = unsafe { at.as_ref() };
+        // SAFETY: the slot is free, so nobody else knows it. (If `make` panics it stays so.)
+        unsafe { (*slot.keep.get()).write(make()) };
         pool.free.set(slot.next_free.get());
         pool.used.set(pool.used.get() + 1);
-        pool.count(1);
-        slot.state.set(State::Pending);
-        // SAFETY: the slot was free, so nobody else knows it.
-        let keep = unsafe { (*slot.keep.get()).write(keep) };
-        if let Submitted::Failed(value) = submit.submit(keep, at.as_ptr().cast()) {
-            // If C has called back all the same, its word stands.
-            if slot.state.get() == State::Pending {
-                pool.count(-1);
-                // SAFETY: the state is `Pending`: the value is not there yet, and C will not come.
-                unsafe { (*slot.value.get()).write(value) };
-                slot.state.set(State::Completed);
-            }
-        }
+        slot.state.set(State::Prepared);
         SlotOp(Some(at))
     }
 }
@@ -176,16 +166,48 @@ fn free_if_unused<T, K>(at: NonNull<Pool<T, K>>) {
 }
 
 impl<T, K> Slot<T, K> {
-    /// Takes the keep out and frees the slot.
+    #[inline]
+    fn wait(&self, waiter: Waiter) {
+        // SAFETY: the reference ends before any code but this can run. (An old waiter's
+        // destructor could: that is why it runs last.)
+        let place = unsafe { &mut *self.waiter.get() };
+        // Most often there is none, which need not be read whole.
+        if place.is_some() {
+            let old = place.replace(waiter);
+            drop(old);
+            return;
+        }
+        // SAFETY: a valid place, with nothing in it that needs dropping.
+        unsafe { std::ptr::write(place, Some(waiter)) };
+    }
+
+    #[inline]
+    fn take_waiter(&self) -> Option<Waiter> {
+        // SAFETY: as in `wait`.
+        unsafe { &mut *self.waiter.get() }.take()
+    }
+
+    /// C did not take it. If C has called back all the same, its word stands.
+    #[cold]
+    fn refused(&self, value: T) {
+        if self.state.get() != State::Pending {
+            return;
+        }
+        // SAFETY: a slot that is not free keeps its pool alive.
+        unsafe { self.pool.as_ref() }.count(-1);
+        // SAFETY: pending: the value is not there yet, and C will not come.
+        unsafe { (*self.value.get()).write(value) };
+        self.state.set(State::Completed);
+    }
+
+    /// Frees the slot. It may be gone after this.
     ///
     /// # Safety
-    /// The slot is not free, and C is done with it. The slot may be gone after this.
+    /// C is done with it, and value and keep were dropped.
     #[inline]
-    unsafe fn release(at: NonNull<Self>) -> K {
-        // SAFETY: a slot that is not free keeps its pool alive (contract).
+    unsafe fn release(at: NonNull<Self>) {
+        // SAFETY: a slot that is not free keeps its pool alive.
         let slot = unsafe { at.as_ref() };
-        // SAFETY: not free: the keep is there; it is moved out once, since the slot is free now.
-        let keep = unsafe { (*slot.keep.get()).assume_init_read() };
         slot.state.set(State::Free);
         let pool_at = slot.pool;
         // SAFETY: as above.
@@ -195,7 +217,24 @@ impl<T, K> Slot<T, K> {
         if pool.abandoned.get() {
             free_if_unused(pool_at);
         }
-        keep
+    }
+
+    /// Drops the keep, and the value if it is there, and frees the slot.
+    ///
+    /// # Safety
+    /// The slot is not free; no future and no callback holds it any more.
+    #[inline]
+    unsafe fn discard(at: NonNull<Self>) {
+        // SAFETY: not free, so the slot is there, and the keep; the value if it has completed.
+        // What their destructors do cannot reach the slot: it is not free yet.
+        unsafe {
+            let slot = at.as_ref();
+            if slot.state.get() == State::Completed {
+                (*slot.value.get()).assume_init_drop();
+            }
+            (*slot.keep.get()).assume_init_drop();
+            Self::release(at);
+        }
     }
 }
 
@@ -218,14 +257,14 @@ pub(crate) unsafe fn complete<T, K>(cb_arg: *mut c_void, value: T) {
         unsafe { (*slot.value.get()).write(value) };
         slot.state.set(State::Completed);
         // The slot may be gone when this returns.
-        if let Some(waiter) = slot.waiter.take() {
+        if let Some(waiter) = slot.take_waiter() {
             waiter.wake();
         }
     } else {
         debug_assert!(slot.state.get() == State::Orphaned, "an operation completes once");
-        // SAFETY: orphaned: not free, and C has just ended.
-        drop(unsafe { Slot::release(at) });
         drop(value);
+        // SAFETY: orphaned: not free, no future; and C has just ended.
+        unsafe { Slot::discard(at) };
     }
 }
 
@@ -250,9 +289,8 @@ pub(crate) unsafe fn keep<'a, T, K>(cb_arg: *mut c_void) -> &'a mut K {
     unsafe { (*(*cb_arg.cast::<Slot<T, K>>()).keep.get()).assume_init_mut() }
 }
 
-/// The future of an operation in a slot. It yields the result and the keep; dropping it orphans
-/// the operation.
-#[must_use = "dropping the future orphans the operation"]
+/// The future's half of an operation in a slot. Dropping it orphans the operation.
+#[must_use = "dropping it orphans the operation"]
 pub(crate) struct SlotOp<T, K>(Option<NonNull<Slot<T, K>>>);
 
 static_assertions::assert_not_impl_any!(SlotOp<i32, ()>: Send, Sync);
@@ -261,37 +299,60 @@ static_assertions::assert_not_impl_any!(SlotOp<i32, ()>: Send, Sync);
 impl<T, K> Unpin for SlotOp<T, K> {}
 
 impl<T, K> SlotOp<T, K> {
-    /// Takes value and keep out of a completed slot.
-    ///
-    /// # Safety
-    /// The slot's state is `Completed`, and this future holds it no more.
+    fn at(&self) -> NonNull<Slot<T, K>> {
+        self.0.expect("an operation is not polled after it has yielded")
+    }
+
+    /// The keep, if the operation was not submitted yet.
     #[inline]
-    unsafe fn take(at: NonNull<Slot<T, K>>) -> (T, K) {
-        // SAFETY: completed: value and keep are there (contract).
-        unsafe {
-            let value = (*at.as_ref().value.get()).assume_init_read();
-            (value, Slot::release(at))
+    pub(crate) fn prepared(&mut self) -> Option<&mut K> {
+        // SAFETY: the slot is not free while its future holds it.
+        let slot = unsafe { self.at().as_ref() };
+        // SAFETY: prepared: the keep is there, and nobody but this future knows it.
+        (slot.state.get() == State::Prepared).then(|| unsafe { (*slot.keep.get()).assume_init_mut() })
+    }
+
+    /// Hands a prepared operation to C; see [`super::start`].
+    #[inline]
+    pub(crate) fn submit<S: Submit<T, K>>(&mut self, submit: S) {
+        let at = self.at();
+        // SAFETY: the slot is not free while its future holds it, so its pool is there, too.
+        let (slot, pool) = unsafe { (at.as_ref(), at.as_ref().pool.as_ref()) };
+        debug_assert!(slot.state.get() == State::Prepared, "submitted once");
+        pool.count(1);
+        slot.state.set(State::Pending);
+        // SAFETY: the keep is there, and C does not know it yet.
+        let keep = unsafe { (*slot.keep.get()).assume_init_mut() };
+        if let Submitted::Failed(value) = submit.submit(keep, at.as_ptr().cast()) {
+            slot.refused(value);
         }
     }
-}
 
-impl<T, K> Future for SlotOp<T, K> {
-    type Output = (T, K);
-
+    /// Once the operation has completed, yields what `finish` makes of its value and its keep.
     #[inline]
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let at = self.0.expect("an operation is not polled after it has yielded");
-        // SAFETY: the slot is not free while its future holds it.
-        let slot = unsafe { at.as_ref() };
-        if slot.state.get() == State::Completed {
-            self.0 = None;
-            // SAFETY: completed, and let go of.
-            return Poll::Ready(unsafe { Self::take(at) });
+    pub(crate) fn poll_with<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        finish: impl FnOnce(&mut T, &mut K) -> R,
+    ) -> Poll<R> {
+        let at = self.at();
+        // SAFETY: the slot is not free while its future holds it, so its pool is there, too.
+        let (slot, pool) = unsafe { (at.as_ref(), at.as_ref().pool.as_ref()) };
+        if slot.state.get() != State::Completed {
+            slot.wait(Waiter::of(cx, pool.home));
+            return Poll::Pending;
         }
-        // SAFETY: so its pool is there.
-        let home = unsafe { slot.pool.as_ref() }.home;
-        slot.waiter.set(Some(Waiter::of(cx, home)));
-        Poll::Pending
+        // SAFETY: completed: value and keep are there, and only this future knows them.
+        let result = unsafe {
+            finish(
+                (*slot.value.get()).assume_init_mut(),
+                (*slot.keep.get()).assume_init_mut(),
+            )
+        };
+        self.0 = None;
+        // SAFETY: not free, C is done, and the future has just let go.
+        unsafe { Slot::discard(at) };
+        Poll::Ready(result)
     }
 }
 
@@ -301,12 +362,13 @@ impl<T, K> Drop for SlotOp<T, K> {
         let Some(at) = self.0.take() else { return };
         // SAFETY: the slot is not free while its future holds it.
         let slot = unsafe { at.as_ref() };
-        if slot.state.get() == State::Completed {
-            // SAFETY: completed, and let go of.
-            drop(unsafe { Self::take(at) });
-        } else {
-            slot.state.set(State::Orphaned);
-            drop(slot.waiter.take());
+        match slot.state.get() {
+            State::Pending => {
+                slot.state.set(State::Orphaned);
+                drop(slot.take_waiter());
+            }
+            // SAFETY: not free, and C does not know it, or is done with it.
+            _ => unsafe { Slot::discard(at) },
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use spdk_sys::{spdk_poller, spdk_thread};
 
 use super::context;
-use crate::executor::{Inbox, Sender, channel};
+use crate::executor::{Inbox, Sender, channel, is_turn_of};
 use crate::runtime::DRAIN_LIMIT;
 use crate::{Error, ErrorKind, JoinHandle, Result, env, guard};
 
@@ -172,6 +172,7 @@ impl ThreadHandle {
     }
 
     /// Whether the caller runs on this thread.
+    #[inline]
     pub fn is_current(&self) -> bool {
         // Not by way of the context, which is gone before the last callbacks come.
         // SAFETY: spdk_get_thread reads a thread-local variable; the current thread exists.
@@ -360,8 +361,10 @@ impl Owner {
     }
 
     /// Whether the caller runs on the owner.
+    #[inline]
     pub(crate) fn is_current(&self) -> bool {
-        self.0.is_current()
+        // The one does for tasks what the other asks C.
+        is_turn_of(self.home()) || self.0.is_current()
     }
 
     /// Refuses `what` on any other thread.

@@ -1,0 +1,200 @@
+//! The slots, by the states that an operation in one can be in; as `tests` is for the others.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use super::Submitted;
+use super::slots::{SlotOp, Slots, complete, is_orphaned, keep};
+
+/// Says when it is dropped.
+struct Canary(Rc<Cell<u32>>);
+
+impl Drop for Canary {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() + 1);
+    }
+}
+
+type Op = SlotOp<i32, Canary>;
+
+struct Bench {
+    slots: Slots<i32, Canary>,
+    dropped: Rc<Cell<u32>>,
+    at_c: Rc<RefCell<Vec<*mut c_void>>>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            slots: Slots::new(0),
+            dropped: Rc::default(),
+            at_c: Rc::default(),
+        }
+    }
+
+    fn prepare(&self) -> Op {
+        self.slots.prepare(|| Canary(Rc::clone(&self.dropped)))
+    }
+
+    fn pending(&self) -> Op {
+        let mut op = self.prepare();
+        op.submit(|_: &mut Canary, cb_arg| {
+            self.at_c.borrow_mut().push(cb_arg);
+            Submitted::Pending
+        });
+        op
+    }
+
+    fn call_back(&self, value: i32) {
+        let cb_arg = self.at_c.borrow_mut().remove(0);
+        // SAFETY: the pointer comes from `pending`, and is called back once.
+        unsafe { complete::<i32, Canary>(cb_arg, value) };
+    }
+}
+
+fn poll(op: &mut Op) -> Poll<i32> {
+    op.poll_with(&mut Context::from_waker(Waker::noop()), |value, _| *value)
+}
+
+#[test]
+fn completes_and_is_used_again() {
+    let bench = Bench::new();
+    let mut places = Vec::new();
+    for round in 0..3 {
+        let mut op = bench.pending();
+        places.push(bench.at_c.borrow()[0]);
+        assert!(poll(&mut op).is_pending());
+        assert_eq!(bench.dropped.get(), round);
+        bench.call_back(7);
+        assert_eq!(bench.dropped.get(), round, "the future still has it");
+        assert_eq!(poll(&mut op), Poll::Ready(7));
+        assert_eq!(bench.dropped.get(), round + 1);
+    }
+    assert!(places.iter().all(|place| *place == places[0]), "one slot for all");
+}
+
+#[test]
+fn dropped_before_it_was_submitted() {
+    let bench = Bench::new();
+    drop(bench.prepare());
+    assert_eq!(bench.dropped.get(), 1);
+}
+
+#[test]
+fn dropped_while_pending() {
+    let bench = Bench::new();
+    let op = bench.pending();
+    let cb_arg = bench.at_c.borrow()[0];
+    // SAFETY: the operation is pending.
+    assert!(!unsafe { is_orphaned::<i32, Canary>(cb_arg) });
+    drop(op);
+    assert_eq!(bench.dropped.get(), 0, "C has it");
+    // SAFETY: the operation is pending, and this is the only reference to its keep.
+    unsafe {
+        assert!(is_orphaned::<i32, Canary>(cb_arg));
+        assert_eq!(keep::<i32, Canary>(cb_arg).0.get(), 0);
+    }
+    // Its slot is not given out again meanwhile.
+    let other = bench.pending();
+    assert_ne!(bench.at_c.borrow()[1], cb_arg);
+    bench.call_back(1);
+    assert_eq!(bench.dropped.get(), 1);
+    drop(other);
+    bench.call_back(2);
+    assert_eq!(bench.dropped.get(), 2);
+}
+
+#[test]
+fn completed_but_never_taken() {
+    let bench = Bench::new();
+    let op = bench.pending();
+    bench.call_back(1);
+    assert_eq!(bench.dropped.get(), 0);
+    drop(op);
+    assert_eq!(bench.dropped.get(), 1);
+}
+
+#[test]
+fn refused() {
+    let bench = Bench::new();
+    let mut op = bench.prepare();
+    op.submit(|_: &mut Canary, _| Submitted::Failed(-12));
+    assert_eq!(poll(&mut op), Poll::Ready(-12));
+    assert_eq!(bench.dropped.get(), 1);
+}
+
+#[test]
+fn completed_before_submit_returned() {
+    let bench = Bench::new();
+    for report in [Submitted::Pending, Submitted::Failed(-1)] {
+        let mut op = bench.prepare();
+        op.submit(|_: &mut Canary, cb_arg| {
+            // SAFETY: called back once.
+            unsafe { complete::<i32, Canary>(cb_arg, 5) };
+            report
+        });
+        assert_eq!(poll(&mut op), Poll::Ready(5), "the callback's word stands");
+    }
+    assert_eq!(bench.dropped.get(), 2);
+}
+
+#[test]
+fn slots_outlive_their_handle() {
+    let Bench { slots, dropped, at_c } = Bench::new();
+    let bench = Bench {
+        slots,
+        dropped: Rc::clone(&dropped),
+        at_c: Rc::clone(&at_c),
+    };
+    let taken = bench.pending();
+    let mut kept = bench.pending();
+    drop(taken);
+    drop(bench);
+    for cb_arg in at_c.take() {
+        // SAFETY: each is called back once.
+        unsafe { complete::<i32, Canary>(cb_arg, 3) };
+    }
+    assert_eq!(dropped.get(), 1);
+    assert_eq!(poll(&mut kept), Poll::Ready(3));
+    assert_eq!(dropped.get(), 2);
+}
+
+#[test]
+fn as_many_as_wanted_at_a_time() {
+    let bench = Bench::new();
+    let mut ops: Vec<Op> = (0..1000).map(|_| bench.pending()).collect();
+    let mut places = bench.at_c.borrow().clone();
+    places.sort_unstable();
+    places.dedup();
+    assert_eq!(places.len(), 1000);
+    for value in 0..1000 {
+        bench.call_back(value);
+    }
+    for (value, op) in (0..).zip(&mut ops) {
+        assert_eq!(poll(op), Poll::Ready(value));
+    }
+}
+
+#[test]
+fn the_waker_is_the_last_one() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    struct Count(AtomicUsize);
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let bench = Bench::new();
+    let mut op = bench.pending();
+    let counts = [0, 1].map(|_| Arc::new(Count(AtomicUsize::new(0))));
+    for count in &counts {
+        let waker = Waker::from(Arc::clone(count));
+        let mut cx = Context::from_waker(&waker);
+        assert!(op.poll_with(&mut cx, |value, _| *value).is_pending());
+    }
+    bench.call_back(0);
+    assert_eq!(counts.map(|count| count.0.load(Ordering::SeqCst)), [0, 1]);
+}
