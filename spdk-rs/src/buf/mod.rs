@@ -7,13 +7,16 @@
 //! What may not be done here: hand out a reference into memory that a device may be using.
 
 mod list;
+mod pool;
 mod result;
 
 use std::fmt;
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 pub use list::DmaBufList;
+pub use pool::DmaPool;
 pub use result::BufResult;
 
 use crate::{Error, ErrorKind, Result, env};
@@ -30,21 +33,24 @@ pub const DEFAULT_ALIGNMENT: usize = 4096;
 /// memory then went with it).
 #[doc(alias = "spdk_dma_malloc")]
 pub struct DmaBuf(
-    // One word, since a buffer is moved some ten times on its way through an I/O and back.
-    Box<Memory>,
+    // One word, since a buffer is moved some ten times on its way through an I/O and back. Taken
+    // out when the buffer is dropped.
+    ManuallyDrop<Box<Memory>>,
 );
 
 struct Memory {
     ptr: NonNull<u8>,
     len: usize,
     capacity: usize,
+    /// Where it goes when it is dropped.
+    pool: Option<Arc<pool::Shared>>,
 }
 
-// SAFETY: the buffer is plain memory with one owner; spdk_dma_malloc and spdk_dma_free may be
-// called on any thread (DPDK's heap takes a lock).
-unsafe impl Send for DmaBuf {}
+// SAFETY: it is plain memory with one owner; spdk_dma_malloc and spdk_dma_free may be called on
+// any thread (DPDK's heap takes a lock).
+unsafe impl Send for Memory {}
 // SAFETY: through a shared reference it can only be read.
-unsafe impl Sync for DmaBuf {}
+unsafe impl Sync for Memory {}
 
 static_assertions::assert_impl_all!(DmaBuf: Send, Sync);
 
@@ -84,10 +90,11 @@ impl DmaBuf {
             return Err(Error::from_errno(WHAT, "", libc::ENOMEM)
                 .with_detail(format!("no {capacity} bytes left; start with more memory")));
         };
-        Ok(Self(Box::new(Memory {
+        Ok(Self::from_memory(Box::new(Memory {
             ptr,
             len: 0,
             capacity,
+            pool: None,
         })))
     }
 
@@ -209,13 +216,36 @@ impl DmaBuf {
     }
 }
 
+impl DmaBuf {
+    fn from_memory(memory: Box<Memory>) -> Self {
+        Self(ManuallyDrop::new(memory))
+    }
+
+    fn into_memory(self) -> Box<Memory> {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not used, nor dropped, after this.
+        unsafe { ManuallyDrop::take(&mut this.0) }
+    }
+}
+
 impl Drop for DmaBuf {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: the buffer is not used after this.
+        let mut memory = unsafe { ManuallyDrop::take(&mut self.0) };
+        if let Some(pool) = memory.pool.take() {
+            pool.give(memory);
+        }
+    }
+}
+
+impl Drop for Memory {
     fn drop(&mut self) {
         // After the environment has stopped its heap is gone, and the memory with it.
         env::while_running(|| {
             // SAFETY: the pointer comes from spdk_dma_malloc, is freed once, and the environment
             // cannot stop inside `while_running`.
-            unsafe { spdk_sys::spdk_dma_free(self.0.ptr.as_ptr().cast()) }
+            unsafe { spdk_sys::spdk_dma_free(self.ptr.as_ptr().cast()) }
         });
     }
 }
