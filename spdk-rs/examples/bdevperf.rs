@@ -53,6 +53,12 @@ struct Options {
     latency: bool,
     #[arg(long)]
     no_huge: bool,
+    /// Serve SPDK's RPCs here, for its histograms for instance.
+    #[arg(short = 'r')]
+    rpc_socket: Option<String>,
+    /// No zero-copy: accepted for SPDK's bdevperf, whose default it is not. This one never does.
+    #[arg(short = 'x')]
+    _no_zcopy: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -63,6 +69,8 @@ enum Workload {
     Randread,
     Randwrite,
     Randrw,
+    /// Writes a pattern with place and generation, reads it back, and compares; twice.
+    Verify,
 }
 
 /// What one device's tasks share.
@@ -116,6 +124,57 @@ impl Job {
     }
 }
 
+/// Fills a buffer with what belongs at a place.
+fn pattern(buf: &mut DmaBuf, place: u64, generation: u64) {
+    let words = (0_u64..).map(|word| (place << 20 | word) ^ generation.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    buf.fill(0);
+    for (at, word) in buf.as_mut_slice().chunks_mut(8).zip(words) {
+        at.copy_from_slice(&word.to_le_bytes()[..at.len()]);
+    }
+}
+
+/// Verifies a part of a device, all `depth` I/Os in flight at a time.
+async fn verify(channel: Rc<Channel>, size: usize, places: u64, depth: usize) -> Result<()> {
+    let places = places.min(4096);
+    for generation in [1, 2] {
+        for write in [true, false] {
+            let next = Rc::new(Cell::new(0));
+            let mut tasks = Vec::new();
+            for _ in 0..depth {
+                let (channel, next) = (Rc::clone(&channel), Rc::clone(&next));
+                let (mut buf, mut expected) = (DmaBuf::zeroed(size)?, DmaBuf::zeroed(size)?);
+                tasks.push(spawn(async move {
+                    loop {
+                        let place = next.replace(next.get() + 1);
+                        if place >= places {
+                            return anyhow::Ok(());
+                        }
+                        pattern(&mut expected, place, generation);
+                        let offset = place * size as u64;
+                        if write {
+                            pattern(&mut buf, place, generation);
+                            (_, buf) = channel.write(buf, offset).await.ok()?;
+                            continue;
+                        }
+                        buf.fill(0xA5);
+                        (_, buf) = channel.read(buf, offset).await.ok()?;
+                        ensure!(
+                            buf.as_slice() == expected.as_slice(),
+                            "wrong data at {offset} of {}",
+                            channel.name()
+                        );
+                    }
+                }));
+            }
+            for task in tasks {
+                task.await??;
+            }
+        }
+    }
+    println!(" {:<20}: {places} I/Os verified, twice", channel.name());
+    Ok(())
+}
+
 async fn measure(options: Options) -> Result<()> {
     if options.config.is_none() {
         bdev::null::create("Null0", (64 << 20) / 512, 512)?;
@@ -135,6 +194,16 @@ async fn measure(options: Options) -> Result<()> {
         Workload::Randread => (100, true),
         Workload::Randwrite => (0, true),
         Workload::Randrw => (options.reads, true),
+        Workload::Verify => {
+            for name in &names {
+                let descriptor = Bdev::find(name)?.open(Mode::ReadWrite)?;
+                let channel = Rc::new(descriptor.channel()?);
+                let places = descriptor.size() / options.size as u64;
+                verify(channel, options.size, places, options.depth).await?;
+                descriptor.close().await?;
+            }
+            return Ok(());
+        }
     };
     let mut jobs = Vec::new();
     let mut tasks = Vec::new();
@@ -229,6 +298,9 @@ fn run() -> Result<()> {
         .no_pci(true);
     if let Some(memory) = options.memory {
         builder = builder.memory_mb(memory);
+    }
+    if let Some(socket) = &options.rpc_socket {
+        builder = builder.rpc_socket(socket.clone());
     }
     if let Some(config) = &options.config {
         builder = builder.json_config(config);
