@@ -43,18 +43,16 @@ impl ChannelInner {
         self.raw.get()
     }
 
-    /// Whether a request can be submitted: what [`Self::check`] checks, in short.
+    /// Whether SPDK can be asked: what it cannot find out itself. (What it refuses is explained
+    /// by [`Self::check`].)
     #[inline]
     pub(super) fn is_fine(&self, kind: Kind, offset: u64, len: u64) -> bool {
         let descriptor = &self.descriptor;
-        descriptor.is_open()
-            && descriptor.owner().is_current()
-            && descriptor.allows(kind)
-            && len != 0
+        len != 0
             && descriptor.is_aligned(offset | len)
-            && offset
-                .checked_add(len)
-                .is_some_and(|end| end <= descriptor.size())
+            && descriptor.is_open()
+            && descriptor.supports(kind)
+            && descriptor.owner().is_current()
     }
 
     /// Everything that can be known to fail without asking the device.

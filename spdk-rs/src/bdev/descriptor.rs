@@ -52,13 +52,14 @@ pub(super) struct Inner {
     owner: Owner,
     mode: Mode,
     block_size: Cell<u32>,
+    /// For sizes that are a power of two; else a mask that nothing passes.
+    block_mask: Cell<u64>,
+    block_shift: Cell<u32>,
     /// In bytes.
     size: Cell<u64>,
-    /// Bits of [`Kind`]: what the device can do, and what may be asked of it here.
+    /// Bits of [`Kind`]: what the device can do.
     supported: Cell<u32>,
-    allowed: Cell<u32>,
     state: Cell<State>,
-    in_flight: Cell<usize>,
     channels: RefCell<Vec<Weak<ChannelInner>>>,
     /// Who waits for a change of state.
     waiters: RefCell<Vec<Waker>>,
@@ -87,11 +88,11 @@ impl Descriptor {
             owner,
             mode,
             block_size: Cell::new(1),
+            block_mask: Cell::new(u64::MAX),
+            block_shift: Cell::new(0),
             size: Cell::new(0),
             supported: Cell::new(0),
-            allowed: Cell::new(0),
             state: Cell::new(State::Open),
-            in_flight: Cell::new(0),
             channels: RefCell::default(),
             waiters: RefCell::default(),
         });
@@ -265,14 +266,20 @@ impl Inner {
         self.raw.get()
     }
 
-    #[inline]
-    pub(super) fn io_begins(&self) {
-        self.in_flight.set(self.in_flight.get() + 1);
+    /// I/O that SPDK has not finished yet, of all channels. (Those whose handles were dropped are
+    /// kept by their I/O.)
+    fn in_flight(&self) -> usize {
+        let channels = self.channels.borrow();
+        channels
+            .iter()
+            .filter_map(Weak::upgrade)
+            .map(|channel| channel.slots().at_c())
+            .sum()
     }
 
+    /// To be called when an I/O has ended.
     #[inline]
     pub(super) fn io_ended(&self) {
-        self.in_flight.set(self.in_flight.get() - 1);
         if matches!(self.state.get(), State::Closing(_)) {
             self.let_go_if_idle();
         }
@@ -295,7 +302,7 @@ impl Inner {
         let State::Closing(why) = self.state.get() else {
             return;
         };
-        if self.in_flight.get() > 0 {
+        if self.in_flight() > 0 {
             return;
         }
         self.state.set(State::Gone(why));
@@ -343,7 +350,13 @@ impl Inner {
         // SAFETY: the descriptor is open, which keeps the bdev.
         unsafe {
             let bdev = spdk_sys::spdk_bdev_desc_get_bdev(self.raw.get());
-            self.block_size.set(spdk_sys::spdk_bdev_get_block_size(bdev));
+            let block = spdk_sys::spdk_bdev_get_block_size(bdev);
+            self.block_size.set(block);
+            self.block_shift.set(block.trailing_zeros());
+            self.block_mask.set(match block.is_power_of_two() {
+                true => u64::from(block) - 1,
+                false => u64::MAX,
+            });
             let blocks = spdk_sys::spdk_bdev_get_num_blocks(bdev);
             self.size.set(blocks * self.block_size());
         }
@@ -356,45 +369,30 @@ impl Inner {
             let can = unsafe { kind.supported_by(spdk_sys::spdk_bdev_desc_get_bdev(self.raw.get())) };
             supported |= if can { kind.bit() } else { 0 };
         }
-        let denied = Kind::ALL
-            .into_iter()
-            .filter(|kind| kind.changes() && self.mode == Mode::ReadOnly);
         self.supported.set(supported);
-        self.allowed
-            .set(denied.fold(supported, |allowed, kind| allowed & !kind.bit()));
     }
 
     /// Whether the device can do it.
+    #[inline]
     pub(super) fn supports(&self, kind: Kind) -> bool {
         self.supported.get() & kind.bit() != 0
-    }
-
-    /// Whether the device can do it, and it was opened for it.
-    #[inline]
-    pub(super) fn allows(&self, kind: Kind) -> bool {
-        self.allowed.get() & kind.bit() != 0
     }
 
     /// A range of whole blocks, in blocks.
     #[inline]
     pub(super) fn blocks(&self, offset: u64, len: u64) -> (u64, u64) {
-        let block = self.block_size();
-        if block.is_power_of_two() {
-            let shift = block.trailing_zeros();
+        if self.block_mask.get() != u64::MAX {
+            let shift = self.block_shift.get();
             return (offset >> shift, len >> shift);
         }
-        (offset / block, len / block)
+        (offset / self.block_size(), len / self.block_size())
     }
 
-    /// Whether an offset or a length is one of whole blocks.
+    /// Whether offsets and lengths (or'ed together) are ones of whole blocks. May say no where
+    /// the long way says yes.
     #[inline]
     pub(super) fn is_aligned(&self, bytes: u64) -> bool {
-        let block = self.block_size();
-        if block.is_power_of_two() {
-            bytes & (block - 1) == 0
-        } else {
-            false // the long way: bytes may be an "or" of several
-        }
+        bytes & self.block_mask.get() == 0
     }
 }
 
@@ -454,7 +452,7 @@ impl fmt::Debug for Descriptor {
             .field("name", &self.0.name)
             .field("mode", &self.0.mode)
             .field("state", &self.0.state.get())
-            .field("in_flight", &self.0.in_flight.get())
+            .field("in_flight", &self.0.in_flight())
             .finish()
     }
 }

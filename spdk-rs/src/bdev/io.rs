@@ -152,12 +152,9 @@ pub(super) fn poll<R>(
 ) -> Poll<R> {
     if let Some(keep) = op.prepared() {
         if keep.channel.is_fine(keep.kind, keep.offset, keep.len) {
-            op.submit(|keep: &mut Keep, cb_arg| {
-                keep.channel.descriptor().io_begins();
-                match submit(keep, cb_arg) {
-                    0 => Submitted::Pending,
-                    rc => not_taken(keep, cb_arg, rc),
-                }
+            op.submit(|keep: &mut Keep, cb_arg| match submit(keep, cb_arg) {
+                0 => Submitted::Pending,
+                rc => not_taken(keep, cb_arg, rc),
             });
         } else {
             check(op);
@@ -179,25 +176,21 @@ fn check(op: &mut IoOp) {
         if let Err(error) = keep.channel.check(keep.kind, keep.offset, keep.len) {
             return Submitted::Failed(Outcome::Invalid(error));
         }
-        keep.channel.descriptor().io_begins();
-        match submit_now(keep, cb_arg) {
-            0 => Submitted::Pending,
-            rc => not_taken(keep, cb_arg, rc),
-        }
+        submit(keep, cb_arg)
     });
 }
 
-/// SPDK did not take an I/O at the first attempt.
+/// SPDK did not take an I/O at the first attempt: it waits for memory, or something is wrong
+/// with it.
 #[cold]
 fn not_taken(keep: &mut Keep, cb_arg: *mut c_void, rc: i32) -> Submitted<Outcome> {
-    let submitted = match rc {
-        rc if rc == -libc::ENOMEM => submit(keep, cb_arg),
-        rc => Submitted::Failed(Outcome::Refused(rc)),
-    };
-    if matches!(submitted, Submitted::Failed(_)) {
-        keep.channel.descriptor().io_ended();
+    if rc == -libc::ENOMEM {
+        return submit(keep, cb_arg);
     }
-    submitted
+    match keep.channel.check(keep.kind, keep.offset, keep.len) {
+        Ok(()) => Submitted::Failed(Outcome::Refused(rc)),
+        Err(error) => Submitted::Failed(Outcome::Invalid(error)),
+    }
 }
 
 #[cold]
@@ -387,6 +380,7 @@ unsafe fn end(cb_arg: *mut c_void, outcome: Outcome) {
     // SAFETY: as the contract says. C is done with the keep, which holds the descriptor; the
     // reference to it ends before the operation completes.
     unsafe {
+        slots::ended::<Outcome, Keep>(cb_arg);
         let keep = slots::keep::<Outcome, Keep>(cb_arg);
         keep.channel.descriptor().io_ended();
         slots::complete::<Outcome, Keep>(cb_arg, outcome);

@@ -120,8 +120,14 @@ impl<T, K> Slots<T, K> {
         }))))
     }
 
+    /// Operations that C has not finished yet.
+    pub(crate) fn at_c(&self) -> usize {
+        // SAFETY: the pool lives at least as long as this handle.
+        unsafe { self.0.as_ref() }.at_c.load(Ordering::Relaxed)
+    }
+
     /// Prepares an operation with the keep that `make` makes, in its place.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn prepare(&self, make: impl FnOnce() -> K) -> SlotOp<T, K> {
         // SAFETY: the pool lives at least as long as this handle.
         let pool = unsafe { self.0.as_ref() };
@@ -204,7 +210,7 @@ impl<T, K> Slot<T, K> {
     ///
     /// # Safety
     /// C is done with it, and value and keep were dropped.
-    #[inline]
+    #[inline(always)]
     unsafe fn release(at: NonNull<Self>) {
         // SAFETY: a slot that is not free keeps its pool alive.
         let slot = unsafe { at.as_ref() };
@@ -223,7 +229,7 @@ impl<T, K> Slot<T, K> {
     ///
     /// # Safety
     /// The slot is not free; no future and no callback holds it any more.
-    #[inline]
+    #[inline(always)]
     unsafe fn discard(at: NonNull<Self>) {
         // SAFETY: not free, so the slot is there, and the keep; the value if it has completed.
         // What their destructors do cannot reach the slot: it is not free yet.
@@ -238,20 +244,28 @@ impl<T, K> Slot<T, K> {
     }
 }
 
-/// Completes an operation: see [`super::complete`]. It may run the task that waits for it.
+/// Says that C is done with an operation, which is to be completed next.
+///
+/// # Safety
+/// As [`complete`], but before it, and once.
+#[inline]
+pub(crate) unsafe fn ended<T, K>(cb_arg: *mut c_void) {
+    // SAFETY: the slot of a pending operation, by contract; its pool is there, too.
+    unsafe { (*cb_arg.cast::<Slot<T, K>>()).pool.as_ref() }.count(-1);
+}
+
+/// Completes an operation that has [`ended`]: see [`super::complete`]. It may run the task that waits for it.
 ///
 /// # Safety
 /// * `cb_arg` is the pointer that [`Submit::submit`] received from a [`Slots::start`] with the
 ///   same `T` and `K`, and this is the one and only call for it.
 /// * It runs on the thread that started the operation.
-#[inline]
+#[inline(always)]
 pub(crate) unsafe fn complete<T, K>(cb_arg: *mut c_void, value: T) {
     // SAFETY: the slot of a pending operation, by contract; it is not null.
     let at = unsafe { NonNull::new_unchecked(cb_arg.cast::<Slot<T, K>>()) };
     // SAFETY: it is not free, so it is there.
     let slot = unsafe { at.as_ref() };
-    // SAFETY: as above, its pool too.
-    unsafe { slot.pool.as_ref() }.count(-1);
     if slot.state.get() == State::Pending {
         // SAFETY: pending: the value is not there yet.
         unsafe { (*slot.value.get()).write(value) };
@@ -313,7 +327,7 @@ impl<T, K> SlotOp<T, K> {
     }
 
     /// Hands a prepared operation to C; see [`super::start`].
-    #[inline]
+    #[inline(always)]
     pub(crate) fn submit<S: Submit<T, K>>(&mut self, submit: S) {
         let at = self.at();
         // SAFETY: the slot is not free while its future holds it, so its pool is there, too.
@@ -329,7 +343,7 @@ impl<T, K> SlotOp<T, K> {
     }
 
     /// Once the operation has completed, yields what `finish` makes of its value and its keep.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn poll_with<R>(
         &mut self,
         cx: &mut Context<'_>,
