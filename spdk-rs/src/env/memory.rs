@@ -31,7 +31,8 @@ pub(crate) fn check(memory_mb: Option<u32>, no_huge: bool) -> Result<()> {
             "SPDK needs some memory: leave the size away, or give some hundred MiB",
         ));
     }
-    if memory_mb.is_some() && wanted < LEAST_MB {
+    // With huge pages the size is what to begin with: DPDK takes more as it needs them.
+    if no_huge && memory_mb.is_some() && wanted < LEAST_MB {
         let why = format!("SPDK's own pools need {LEAST_MB} MiB already; 512 is a good start");
         return Err(Error::new(ErrorKind::NoMemory, WHAT, name, why));
     }
@@ -116,6 +117,9 @@ mod tests {
         for too_little in [1, 127] {
             let error = check(Some(too_little), true).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::NoMemory);
+            let with_huge_pages = check(Some(too_little), false).err();
+            let why = with_huge_pages.map_or(String::new(), |error| error.to_string());
+            assert!(!why.contains("SPDK's own pools"), "{why}");
         }
         check(Some(128), true).expect("128 MiB are there");
     }
