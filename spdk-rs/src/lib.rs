@@ -9,6 +9,7 @@
 //! operation failed on which device and why ([`Error`]).
 
 pub mod bdev;
+pub mod bdev_module;
 pub mod buf;
 pub mod env;
 pub mod error;

@@ -58,5 +58,6 @@
 #include "bdev/uring/bdev_uring.h"
 #include "event/subsystems/nvmf/event_nvmf.h"
 
+#include "bdev_module.h"
 #include "shim.h"
 #include "lvol.h"

@@ -216,7 +216,7 @@ pub(crate) fn c_name(what: &'static str, name: &str) -> Result<CString> {
 }
 
 /// A name for C that is to be given to a new device.
-fn new_name(what: &'static str, name: &str) -> Result<CString> {
+pub(crate) fn new_name(what: &'static str, name: &str) -> Result<CString> {
     check_app_thread(what, name)?;
     if name.is_empty() {
         let why = "a block device needs a name";

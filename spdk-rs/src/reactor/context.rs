@@ -18,6 +18,8 @@ pub(crate) struct Context {
     handle: ThreadHandle,
     executor: Executor,
     poller: Cell<*mut spdk_poller>,
+    /// How many [`Adoption`]s keep it; 0 for a thread of this crate's own.
+    adoptions: Cell<usize>,
 }
 
 static_assertions::assert_not_impl_any!(Context: Send, Sync);
@@ -70,6 +72,7 @@ pub(crate) fn install(handle: ThreadHandle) -> Result<Rc<Context>> {
         handle,
         executor,
         poller: Cell::new(std::ptr::null_mut()),
+        adoptions: Cell::new(0),
     });
     let arg = Rc::as_ptr(&context).cast_mut().cast::<c_void>();
     // SAFETY: this runs on an spdk_thread. The poller's argument lives until the poller is
@@ -79,6 +82,42 @@ pub(crate) fn install(handle: ThreadHandle) -> Result<Rc<Context>> {
     context.poller.set(poller.as_ptr());
     CONTEXTS.with_borrow_mut(|contexts| contexts.push(Rc::clone(&context)));
     Ok(context)
+}
+
+/// Keeps a context on an spdk_thread that SPDK has made, such as a poll group's. Must be dropped on
+/// that thread, and not inside of a task: the last one closes the context.
+#[must_use = "the context goes with it"]
+pub(crate) struct Adoption(Option<Rc<Context>>);
+
+static_assertions::assert_not_impl_any!(Adoption: Send, Sync);
+
+impl Adoption {
+    /// Of the current spdk_thread, if that has no context but by adoption.
+    pub(super) fn join() -> Option<Self> {
+        let context = current()?;
+        let adopted = context.adoptions.get() > 0;
+        Some(Self(adopted.then(|| Self::count(context))))
+    }
+
+    pub(super) fn first(context: Rc<Context>) -> Self {
+        Self(Some(Self::count(context)))
+    }
+
+    fn count(context: Rc<Context>) -> Rc<Context> {
+        context.adoptions.set(context.adoptions.get() + 1);
+        context
+    }
+}
+
+impl Drop for Adoption {
+    fn drop(&mut self) {
+        let Some(context) = self.0.take() else { return };
+        context.adoptions.set(context.adoptions.get() - 1);
+        // The end of the runtime may have closed it before.
+        if context.adoptions.get() == 0 && current().is_some_and(|now| Rc::ptr_eq(&now, &context)) {
+            close_current();
+        }
+    }
 }
 
 /// Puts a thread on the list of those to be closed at the end.

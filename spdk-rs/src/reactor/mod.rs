@@ -33,9 +33,9 @@ mod yield_now;
 
 use std::future::Future;
 
-pub(crate) use context::{close_all, close_current};
+pub(crate) use context::{Adoption, close_all, close_current};
 pub use poller::Poller;
-pub(crate) use thread::{Owner, enter_app_thread, leave_app_thread};
+pub(crate) use thread::{Owner, adopt_current, enter_app_thread, leave_app_thread};
 pub use thread::{Thread, ThreadHandle};
 pub use time::{Sleep, sleep, timeout};
 pub use yield_now::{YieldNow, yield_now};
@@ -56,8 +56,17 @@ where
     F: Future + 'static,
     F::Output: 'static,
 {
-    match context::current() {
-        Some(context) => context.executor().spawn(future),
+    match try_spawn(future) {
+        Some(handle) => handle,
         None => panic!("spawn() was called outside of SPDK's threads; see ThreadHandle::spawn_on"),
     }
+}
+
+/// As [`spawn`]; where nothing can run, the future is dropped.
+pub(crate) fn try_spawn<F>(future: F) -> Option<JoinHandle<F::Output>>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    Some(context::current()?.executor().spawn(future))
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use spdk_sys::{spdk_poller, spdk_thread};
 
-use super::context;
+use super::context::{self, Adoption};
 use crate::executor::{Inbox, Sender, channel, is_turn_of};
 use crate::runtime::DRAIN_LIMIT;
 use crate::{Error, ErrorKind, JoinHandle, Result, env, guard};
@@ -28,6 +28,22 @@ pub(crate) fn enter_app_thread() -> Result<ThreadHandle> {
     context::list(&handle);
     *APP_THREAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle.clone());
     Ok(handle)
+}
+
+/// Sees to it that the current spdk_thread has a context, whoever made the thread: tasks, pollers
+/// and descriptors need one.
+pub(crate) fn adopt_current() -> Result<Adoption> {
+    if let Some(adoption) = Adoption::join() {
+        return Ok(adoption);
+    }
+    // SAFETY: spdk_get_thread reads a thread-local variable; it may be called anywhere.
+    let thread = unsafe { spdk_sys::spdk_get_thread() };
+    let thread = Error::check_ptr("adopt spdk_thread", "", thread, libc::EPERM)?;
+    // SAFETY: the thread is the current one, so it exists.
+    let handle = unsafe { ThreadHandle::of(thread.as_ptr(), Inbox::new()) };
+    let context = context::install(handle.clone())?;
+    context::list(&handle);
+    Ok(Adoption::first(context))
 }
 
 /// Forgets the app thread, once the runtime has stopped.

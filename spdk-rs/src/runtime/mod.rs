@@ -49,3 +49,4 @@ pub use app::Runtime;
 pub use builder::{Builder, IovaMode, LogLevel};
 pub use signal::{ShutdownRequested, shutdown_requested};
 pub use stop::DRAIN_LIMIT;
+pub(crate) use stop::is_stopping;

@@ -43,6 +43,11 @@ pub(super) fn entered() {
     ENTERED.store(true, Ordering::Release);
 }
 
+/// Whether the end has begun. (SPDK's own, if the runtime was not asked, is not seen here.)
+pub(crate) fn is_stopping() -> bool {
+    REQUESTED.load(Ordering::Acquire)
+}
+
 /// Stops the runtime. May be called on any thread, inside or outside of a task, and repeatedly.
 pub(super) fn request() {
     if !ENTERED.load(Ordering::Acquire) {

@@ -1,0 +1,400 @@
+//! A thread's part of a device: gives it I/O, and takes the I/O back.
+//!
+//! # What the device is spared
+//!
+//! SPDK calls `submit_request` whenever somebody submits: also from the callback of an I/O that
+//! the device completes in the middle of `submit_request`. A device would be entered again while
+//! it holds `&mut` to its channel. Here it is not: while its code runs the channel is *busy*,
+//! completions wait (as messages to the thread), and an I/O that comes all the same waits in
+//! `nested` until the device has returned.
+
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::collections::VecDeque;
+use std::ffi::{c_int, c_void};
+use std::ptr::NonNull;
+
+use spdk_sys::{spdk_bdev_io, spdk_bdev_io_status, spdk_io_channel, spdk_io_channel_iter, spdk_thread};
+
+use super::BlockDevice;
+use super::disk::Disk;
+use super::io::{self, INVALID_OPCODE, Io, Ready, Status};
+use super::properties::{Kind, Kinds};
+use crate::executor::user_code;
+use crate::reactor::{self, Adoption};
+use crate::{Result, guard};
+
+/// What completing an I/O needs, whatever the device. All but `thread` is for that thread alone.
+pub(super) struct Header {
+    thread: *mut spdk_thread,
+    /// Code of the device is on the stack.
+    busy: Cell<bool>,
+    /// Code of the device has panicked: nothing more is asked of it.
+    broken: Cell<bool>,
+    /// I/O that the device has.
+    in_flight: Cell<usize>,
+    nested: RefCell<VecDeque<NonNull<spdk_bdev_io>>>,
+    /// Gives the device an I/O: [`State::give`], without its type.
+    give: unsafe fn(NonNull<Header>, NonNull<spdk_bdev_io>),
+}
+
+/// The channel. SPDK's own has room for a pointer to it.
+#[repr(C)] // a pointer to it is one to the header
+pub(super) struct State<D: BlockDevice> {
+    header: Header,
+    kinds: Kinds,
+    alignment: usize,
+    disk: NonNull<Disk<D>>,
+    channel: UnsafeCell<D::Channel>,
+    /// Goes last: what the channel holds may need it.
+    _adoption: Adoption,
+}
+
+/// What a message about an I/O needs is kept in the I/O.
+const _: () = assert!(size_of::<Status>() <= spdk_sys::SHIM_BDEV_IO_CTX_SIZE as usize);
+
+/// What SPDK is to allocate with each channel.
+pub(super) const CONTEXT_SIZE: u32 = size_of::<*mut c_void>() as u32;
+
+/// # Safety
+/// `channel` is one of a device of this module.
+#[inline]
+unsafe fn context(channel: *mut spdk_io_channel) -> *mut *mut c_void {
+    // SAFETY: SPDK puts the context, which has CONTEXT_SIZE bytes, right behind the channel.
+    unsafe { channel.byte_add(spdk_sys::SHIM_IO_CHANNEL_SIZE as usize).cast() }
+}
+
+impl<D: BlockDevice> State<D> {
+    /// # Safety
+    /// `channel` is one of a `D`, and alive.
+    #[inline]
+    unsafe fn of(channel: *mut spdk_io_channel) -> NonNull<Self> {
+        // SAFETY: `create` has put a pointer to the state there (contract).
+        unsafe { NonNull::new_unchecked((*context(channel)).cast()) }
+    }
+
+    /// Calls code of the device, unless it is broken. Then gives it what came meanwhile.
+    ///
+    /// # Safety
+    /// On the channel's thread; the state is alive, and the channel is not busy.
+    #[inline]
+    unsafe fn enter(this: NonNull<Self>, body: impl FnOnce(&D, &mut D::Channel)) {
+        /// Also on a panic, and before anything else gets to run.
+        struct Busy<'a>(&'a Cell<bool>);
+        impl Drop for Busy<'_> {
+            #[inline]
+            fn drop(&mut self) {
+                self.0.set(false);
+            }
+        }
+        // SAFETY: the state is alive (contract), and this is its thread.
+        let header = unsafe { &(*this.as_ptr()).header };
+        if header.broken.get() {
+            return; // an I/O in `body` fails with it
+        }
+        let entered = || {
+            header.busy.set(true);
+            let _busy = Busy(&header.busy);
+            // SAFETY: the disk outlives its channels. Nobody else has a reference to the channel:
+            // one is made here alone, while the channel is busy, and not twice.
+            let (device, channel) = unsafe {
+                let this = this.as_ptr();
+                (Disk::device((*this).disk), &mut *(*this).channel.get())
+            };
+            body(device, channel);
+        };
+        let fine = guard::ffi(false, || {
+            user_code(entered);
+            true
+        });
+        if !fine {
+            header.broken.set(true);
+        }
+    }
+
+    /// Gives the device an I/O: now, or when it has returned.
+    ///
+    /// # Safety
+    /// On the channel's thread; the state is alive. The I/O is ready, and was given to no other.
+    #[inline]
+    unsafe fn deliver(this: NonNull<Self>, raw: NonNull<spdk_bdev_io>) {
+        // SAFETY: as the contract says; those in `nested` came by the same contract.
+        unsafe {
+            let header = &(*this.as_ptr()).header;
+            if header.busy.get() {
+                header.nested.borrow_mut().push_back(raw);
+                return;
+            }
+            Self::give_now(this, raw);
+            while !header.nested.borrow().is_empty() {
+                let next = header.nested.borrow_mut().pop_front();
+                if let Some(raw) = next {
+                    Self::give_now(this, raw);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`State::deliver`]; the channel is not busy.
+    #[inline]
+    unsafe fn give_now(this: NonNull<Self>, raw: NonNull<spdk_bdev_io>) {
+        // SAFETY: as the contract says. The header is the first member of the state.
+        unsafe {
+            let in_flight = &(*this.as_ptr()).header.in_flight;
+            in_flight.set(in_flight.get() + 1);
+            let io = Io::new(raw, this.cast());
+            Self::enter(this, move |device, channel| device.submit(channel, io));
+        }
+    }
+
+    /// [`State::deliver`] for [`Header::give`].
+    unsafe fn give(header: NonNull<Header>, raw: NonNull<spdk_bdev_io>) {
+        // SAFETY: the header of a state of this type, which has put this function into it.
+        unsafe { Self::deliver(header.cast(), raw) };
+    }
+}
+
+/// SPDK makes a channel on the current thread.
+pub(super) unsafe extern "C" fn create<D: BlockDevice>(io_device: *mut c_void, ctx: *mut c_void) -> c_int {
+    guard::ffi(-libc::EIO, || {
+        user_code(|| {
+            // SAFETY: SPDK was given the disk as io_device, and the disk outlives its channels.
+            match unsafe { make::<D>(NonNull::new_unchecked(io_device.cast())) } {
+                Ok(state) => {
+                    // SAFETY: the context of the new channel has room for a pointer.
+                    unsafe { *ctx.cast() = Box::into_raw(state) };
+                    0
+                }
+                Err(error) => {
+                    // SPDK has no way to pass this on.
+                    eprintln!("spdk-rs: no channel: {error}");
+                    -error.errno()
+                }
+            }
+        })
+    })
+}
+
+/// # Safety
+/// The disk is there, and outlives the state.
+unsafe fn make<D: BlockDevice>(disk: NonNull<Disk<D>>) -> Result<Box<State<D>>> {
+    let adoption = reactor::adopt_current()?;
+    // SAFETY: the disk is there (contract).
+    let (device, (kinds, alignment)) = unsafe { (Disk::device(disk), Disk::abilities(disk)) };
+    Ok(Box::new(State {
+        header: Header {
+            // SAFETY: reads a thread-local variable.
+            thread: unsafe { spdk_sys::spdk_get_thread() },
+            busy: Cell::new(false),
+            broken: Cell::new(false),
+            in_flight: Cell::new(0),
+            nested: RefCell::default(),
+            give: State::<D>::give,
+        },
+        kinds,
+        alignment,
+        disk,
+        channel: UnsafeCell::new(device.channel()?),
+        _adoption: adoption,
+    }))
+}
+
+/// SPDK ends a channel, on its thread; no I/O is in flight.
+pub(super) unsafe extern "C" fn destroy<D: BlockDevice>(_io_device: *mut c_void, ctx: *mut c_void) {
+    guard::ffi((), || {
+        user_code(|| {
+            // SAFETY: the pointer that `create` has put there; SPDK ends each channel once.
+            drop(unsafe { Box::from_raw(*ctx.cast::<*mut State<D>>()) });
+        });
+    });
+}
+
+/// SPDK submits an I/O, on the channel's thread.
+pub(super) unsafe extern "C" fn submit_request<D: BlockDevice>(
+    channel: *mut spdk_io_channel,
+    bdev_io: *mut spdk_bdev_io,
+) {
+    // SAFETY: SPDK calls with a channel of this device, which lives as long as I/O is in flight
+    // on it, and an I/O that is the device's from now on. The callback of get_buf comes once, on
+    // this thread, unless SPDK aborts the I/O first.
+    unsafe {
+        let state = State::<D>::of(channel);
+        let raw = NonNull::new_unchecked(bdev_io);
+        let (kinds, alignment) = ((*state.as_ptr()).kinds, (*state.as_ptr()).alignment);
+        match io::ready(raw, kinds, alignment) {
+            Ready::Now => State::deliver(state, raw),
+            Ready::NeedsBuf(len) => spdk_sys::spdk_bdev_io_get_buf(bdev_io, Some(on_buf::<D>), len),
+            Ready::Never => complete_nvme(raw, INVALID_OPCODE),
+        }
+    }
+}
+
+/// SPDK has (or has not) memory for an I/O; it has put it into the I/O.
+unsafe extern "C" fn on_buf<D: BlockDevice>(
+    channel: *mut spdk_io_channel,
+    bdev_io: *mut spdk_bdev_io,
+    success: bool,
+) {
+    // SAFETY: as in `submit_request`, which asked for it.
+    unsafe {
+        if success {
+            State::<D>::deliver(State::of(channel), NonNull::new_unchecked(bdev_io));
+        } else {
+            spdk_sys::spdk_bdev_io_complete(bdev_io, spdk_sys::SPDK_BDEV_IO_STATUS_FAILED);
+        }
+    }
+}
+
+/// The device is about to be unregistered: tells this thread's part of it.
+pub(super) unsafe extern "C" fn drain<D: BlockDevice>(iter: *mut spdk_io_channel_iter) {
+    // SAFETY: SPDK calls on each channel's thread, as a message of its own, so outside of the
+    // device's code; the iteration goes on once.
+    unsafe {
+        let state = State::<D>::of(spdk_sys::spdk_io_channel_iter_get_channel(iter));
+        State::enter(state, |device, channel| device.drain(channel));
+        spdk_sys::spdk_for_each_channel_continue(iter, 0);
+    }
+}
+
+/// Ends an I/O that the device has, here and now or by a message.
+///
+/// # Safety
+/// The device has the I/O, on this channel, and lets go of it with this call. On any thread.
+#[inline]
+pub(super) unsafe fn end(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, status: Status) {
+    // SAFETY: a channel lives as long as the device has I/O of it. On other threads only its
+    // `thread` is read, which never changes.
+    unsafe {
+        let channel = header.as_ptr();
+        // Nobody hears of an I/O that is put off, so that needs not wait.
+        if spdk_sys::spdk_get_thread() == (*channel).thread
+            && (!(*channel).busy.get() || status == Status::NoMemory)
+        {
+            finish(raw, header, status);
+        } else {
+            end_later(raw, header, status);
+        }
+    }
+}
+
+/// # Safety
+/// As [`end`].
+#[cold]
+unsafe fn end_later(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, status: Status) {
+    // SAFETY: as in `end`. The module's context in an I/O has room for a status (asserted above);
+    // nothing else uses it. A message may be sent from any thread, also one that is not SPDK's.
+    unsafe {
+        driver_context(raw).cast::<Status>().write_unaligned(status);
+        let thread = (*header.as_ptr()).thread;
+        while spdk_sys::spdk_thread_send_msg(thread, Some(on_end), raw.as_ptr().cast()) != 0 {
+            // No memory for messages. Here nobody else could use some up: do it now, although
+            // the device may be asked for more meanwhile. Elsewhere the thread will free some.
+            if spdk_sys::spdk_get_thread() == thread {
+                finish(raw, header, status);
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// The message of [`end_later`].
+unsafe extern "C" fn on_end(bdev_io: *mut c_void) {
+    // SAFETY: an I/O whose end `end_later` has put off, on its channel's thread.
+    unsafe {
+        let raw = NonNull::new_unchecked(bdev_io.cast());
+        let status = driver_context(raw).cast::<Status>().read_unaligned();
+        finish(raw, header_of(raw), status);
+    }
+}
+
+/// # Safety
+/// As [`end`], on the channel's thread.
+#[inline]
+unsafe fn finish(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, status: Status) {
+    // SAFETY: the I/O is the device's until here (contract), where it is given back to SPDK once;
+    // the header is not used after that.
+    unsafe {
+        let in_flight = &(*header.as_ptr()).in_flight;
+        let others = in_flight.get() - 1;
+        in_flight.set(others);
+        match status {
+            Status::Success => complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_SUCCESS),
+            Status::Failed => complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_FAILED),
+            Status::Aborted => complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_ABORTED),
+            Status::Nvme(status) => complete_nvme(raw, status),
+            Status::NoMemory => put_off(raw, header, others),
+        }
+    }
+}
+
+/// # Safety
+/// As [`finish`].
+#[cold]
+unsafe fn put_off(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, others: usize) {
+    // SAFETY: as in `finish`.
+    unsafe {
+        if Kind::of((*raw.as_ptr()).type_.into()) == Some(Kind::Reset) {
+            complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_FAILED);
+            return;
+        }
+        if others > 0 {
+            complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_NOMEM);
+            return;
+        }
+        // SPDK tries again when another I/O of the channel ends: there is none.
+        let thread = (*header.as_ptr()).thread;
+        if spdk_sys::spdk_thread_send_msg(thread, Some(on_retry), raw.as_ptr().cast()) != 0 {
+            complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_FAILED);
+        }
+    }
+}
+
+/// The message of [`put_off`].
+unsafe extern "C" fn on_retry(bdev_io: *mut c_void) {
+    // SAFETY: an I/O that `put_off` has taken from the device, on its channel's thread.
+    unsafe {
+        let raw = NonNull::new_unchecked(bdev_io.cast());
+        let header = header_of(raw);
+        ((*header.as_ptr()).give)(header, raw);
+    }
+}
+
+/// # Safety
+/// The I/O is the device's or on its way to it.
+unsafe fn header_of(raw: NonNull<spdk_bdev_io>) -> NonNull<Header> {
+    // SAFETY: an I/O has a channel of its device, alive, whose context is a pointer to a State,
+    // whose first member is the header.
+    unsafe {
+        let channel = spdk_sys::spdk_bdev_io_get_io_channel(raw.as_ptr());
+        NonNull::new_unchecked((*context(channel)).cast())
+    }
+}
+
+/// # Safety
+/// The I/O is the device's.
+unsafe fn driver_context(raw: NonNull<spdk_bdev_io>) -> *mut u8 {
+    // SAFETY: the module's context begins where the struct's last member stands. Its address is
+    // computed from that of the whole allocation.
+    unsafe {
+        let offset = std::mem::offset_of!(spdk_bdev_io, driver_ctx);
+        raw.as_ptr().cast::<u8>().add(offset)
+    }
+}
+
+/// # Safety
+/// On the I/O's thread; the I/O is given back to SPDK with this call.
+#[inline]
+unsafe fn complete(raw: NonNull<spdk_bdev_io>, status: spdk_bdev_io_status) {
+    // SAFETY: as the contract says.
+    unsafe { spdk_sys::spdk_bdev_io_complete(raw.as_ptr(), status) };
+}
+
+/// # Safety
+/// As [`complete`].
+#[cold]
+unsafe fn complete_nvme(raw: NonNull<spdk_bdev_io>, status: crate::NvmeStatus) {
+    let (code_type, code) = (c_int::from(status.code_type), c_int::from(status.code));
+    // SAFETY: as the contract says.
+    unsafe { spdk_sys::spdk_bdev_io_complete_nvme_status(raw.as_ptr(), status.cdw0, code_type, code) };
+}

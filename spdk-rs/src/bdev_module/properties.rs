@@ -1,0 +1,217 @@
+//! What a device says of itself.
+
+use std::borrow::Cow;
+
+use spdk_sys::spdk_bdev_io_type;
+
+use crate::bdev::Uuid;
+
+/// What an I/O asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// Fill the memory from the device.
+    Read,
+    /// Store the memory's content.
+    Write,
+    /// Make a range read as zeroes. Where a device cannot, SPDK writes zeroes.
+    WriteZeroes,
+    /// Forget a range.
+    Unmap,
+    /// Make what was written to a range lasting.
+    Flush,
+    /// End everything that is in flight, on every channel; then complete the reset.
+    Reset,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Read,
+        Self::Write,
+        Self::WriteZeroes,
+        Self::Unmap,
+        Self::Flush,
+        Self::Reset,
+    ];
+
+    /// SPDK has more, which devices written in Rust are not asked for.
+    #[inline]
+    pub(super) fn of(io_type: spdk_bdev_io_type) -> Option<Self> {
+        match io_type {
+            spdk_sys::SPDK_BDEV_IO_TYPE_READ => Some(Self::Read),
+            spdk_sys::SPDK_BDEV_IO_TYPE_WRITE => Some(Self::Write),
+            spdk_sys::SPDK_BDEV_IO_TYPE_WRITE_ZEROES => Some(Self::WriteZeroes),
+            spdk_sys::SPDK_BDEV_IO_TYPE_UNMAP => Some(Self::Unmap),
+            spdk_sys::SPDK_BDEV_IO_TYPE_FLUSH => Some(Self::Flush),
+            spdk_sys::SPDK_BDEV_IO_TYPE_RESET => Some(Self::Reset),
+            _ => None,
+        }
+    }
+}
+
+/// A set of kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kinds(u8);
+
+impl Kinds {
+    #[inline]
+    pub(super) fn contains(self, kind: Kind) -> bool {
+        self.0 & (1 << kind as u8) != 0
+    }
+
+    fn with(self, kind: Kind) -> Self {
+        Self(self.0 | 1 << kind as u8)
+    }
+}
+
+/// A device's geometry and abilities; read once, when it is registered.
+///
+/// ```
+/// # use spdk_rs::bdev_module::{Kind, Properties};
+/// let disk = Properties::new(4096, 1 << 20) // 4 GiB
+///     .product("Example disk")
+///     .supports(Kind::Unmap)
+///     .alignment(4096);
+/// # let _ = disk;
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "it takes effect when the device is registered"]
+pub struct Properties {
+    pub(super) block_size: u32,
+    pub(super) num_blocks: u64,
+    pub(super) product: Cow<'static, str>,
+    pub(super) uuid: Option<Uuid>,
+    pub(super) alignment: usize,
+    pub(super) write_cache: bool,
+    pub(super) boundary: u32,
+    pub(super) split: bool,
+    pub(super) kinds: Kinds,
+}
+
+impl Properties {
+    /// `num_blocks` blocks of `block_size` bytes (a multiple of 512), which can be read and
+    /// written.
+    pub fn new(block_size: u32, num_blocks: u64) -> Self {
+        Self {
+            block_size,
+            num_blocks,
+            product: Cow::Borrowed("Rust disk"),
+            uuid: None,
+            alignment: 1,
+            write_cache: false,
+            boundary: 0,
+            split: false,
+            kinds: Kinds(0).with(Kind::Read).with(Kind::Write),
+        }
+    }
+
+    /// What sort of device it is. Default: `Rust disk`.
+    pub fn product(mut self, product: impl Into<Cow<'static, str>>) -> Self {
+        self.product = product.into();
+        self
+    }
+
+    /// Default (and for the nil UUID): SPDK makes one up.
+    pub fn uuid(mut self, uuid: Uuid) -> Self {
+        self.uuid = Some(uuid);
+        self
+    }
+
+    /// The device can do this, too. Default: [`Kind::Read`] and [`Kind::Write`].
+    pub fn supports(mut self, kind: Kind) -> Self {
+        self.kinds = self.kinds.with(kind);
+        self
+    }
+
+    /// The device cannot write.
+    pub fn read_only(mut self) -> Self {
+        self.kinds = Kinds(self.kinds.0 & !(1 << Kind::Write as u8));
+        self
+    }
+
+    /// The alignment in bytes, a power of two up to 4096, that each segment of memory has when
+    /// the device gets to see it. SPDK copies what is not aligned (and splits I/O into pieces of
+    /// 64 KiB for that). Default: 1.
+    pub fn alignment(mut self, bytes: usize) -> Self {
+        self.alignment = bytes;
+        self
+    }
+
+    /// The device has a volatile write cache. Default: none.
+    pub fn write_cache(mut self, write_cache: bool) -> Self {
+        self.write_cache = write_cache;
+        self
+    }
+
+    /// I/O had better not cross multiples of this many blocks; with `split` SPDK sees to it that
+    /// no read or write does. Default: 0, no boundary.
+    pub fn optimal_io_boundary(mut self, blocks: u32, split: bool) -> Self {
+        self.boundary = blocks;
+        self.split = split && blocks > 0;
+        self
+    }
+
+    /// Why SPDK could not work with this.
+    pub(super) fn problem(&self) -> Option<String> {
+        let Self {
+            block_size,
+            num_blocks,
+            alignment,
+            ..
+        } = self;
+        if *block_size == 0 || block_size % 512 != 0 {
+            return Some(format!("blocks of {block_size} bytes: must be a multiple of 512"));
+        }
+        if *num_blocks == 0 {
+            return Some("it has no blocks".to_owned());
+        }
+        if num_blocks.checked_mul(u64::from(*block_size)).is_none() {
+            return Some(format!("{num_blocks} blocks of {block_size} bytes are too many"));
+        }
+        if !alignment.is_power_of_two() || *alignment > 4096 {
+            return Some(format!(
+                "an alignment of {alignment} bytes: must be a power of two up to 4096"
+            ));
+        }
+        if self.product.contains('\0') {
+            return Some("its product name contains a NUL".to_owned());
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_spdk_cannot_work_with_is_named() {
+        assert_eq!(Properties::new(512, 8).problem(), None);
+        for (properties, word) in [
+            (Properties::new(0, 8), "0 bytes"),
+            (Properties::new(513, 8), "multiple of 512"),
+            (Properties::new(512, 0), "no blocks"),
+            (Properties::new(4096, u64::MAX / 4096 + 1), "too many"),
+            (Properties::new(512, 8).alignment(0), "power of two"),
+            (Properties::new(512, 8).alignment(48), "power of two"),
+            (Properties::new(512, 8).alignment(8192), "up to 4096"),
+            (Properties::new(512, 8).product("a\0b"), "NUL"),
+        ] {
+            let problem = properties.problem().expect(word);
+            assert!(problem.contains(word), "{problem}");
+        }
+    }
+
+    #[test]
+    fn kinds_are_a_set() {
+        let kinds = Properties::new(512, 8).supports(Kind::Reset).read_only().kinds;
+        let able: Vec<Kind> = Kind::ALL
+            .into_iter()
+            .filter(|kind| kinds.contains(*kind))
+            .collect();
+        assert_eq!(able, [Kind::Read, Kind::Reset]);
+        assert_eq!(Kind::of(spdk_sys::SPDK_BDEV_IO_TYPE_UNMAP), Some(Kind::Unmap));
+        assert_eq!(Kind::of(spdk_sys::SPDK_BDEV_IO_TYPE_NVME_IO), None);
+    }
+}
