@@ -28,7 +28,7 @@ pub(super) struct Header {
     thread: *mut spdk_thread,
     /// Code of the device is on the stack.
     busy: Cell<bool>,
-    /// Code of the device has panicked: nothing more is asked of it.
+    /// Code of the device has panicked: it is given no more I/O.
     broken: Cell<bool>,
     /// I/O that the device has.
     in_flight: Cell<usize>,
@@ -72,7 +72,7 @@ impl<D: BlockDevice> State<D> {
         unsafe { NonNull::new_unchecked((*context(channel)).cast()) }
     }
 
-    /// Calls code of the device, unless it is broken. Then gives it what came meanwhile.
+    /// Calls code of the device.
     ///
     /// # Safety
     /// On the channel's thread; the state is alive, and the channel is not busy.
@@ -88,9 +88,6 @@ impl<D: BlockDevice> State<D> {
         }
         // SAFETY: the state is alive (contract), and this is its thread.
         let header = unsafe { &(*this.as_ptr()).header };
-        if header.broken.get() {
-            return; // an I/O in `body` fails with it
-        }
         let entered = || {
             header.busy.set(true);
             let _busy = Busy(&header.busy);
@@ -140,9 +137,13 @@ impl<D: BlockDevice> State<D> {
     unsafe fn give_now(this: NonNull<Self>, raw: NonNull<spdk_bdev_io>) {
         // SAFETY: as the contract says. The header is the first member of the state.
         unsafe {
-            let in_flight = &(*this.as_ptr()).header.in_flight;
-            in_flight.set(in_flight.get() + 1);
+            let header = &(*this.as_ptr()).header;
+            header.in_flight.set(header.in_flight.get() + 1);
             let io = Io::new(raw, this.cast());
+            if header.broken.get() {
+                drop(io); // which fails it
+                return;
+            }
             Self::enter(this, move |device, channel| device.submit(channel, io));
         }
     }

@@ -12,14 +12,13 @@ use std::ffi::{CString, c_int, c_void};
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, Ordering};
 
 use spdk_sys::{spdk_bdev, spdk_bdev_fn_table, spdk_bdev_io_type, spdk_io_channel, spdk_thread};
 
 use super::BlockDevice;
 use super::channel;
-use super::properties::{Kind, Kinds};
-use super::registered::Registered;
+use super::properties::{Kind, Kinds, Properties};
+use super::registered::{Place, Registered};
 use crate::executor::user_code;
 use crate::{Error, ErrorKind, Result, bdev, guard};
 
@@ -32,10 +31,14 @@ pub(super) struct Disk<D> {
     alignment: usize,
     /// On which it was registered; it lives as long as SPDK runs.
     app: *mut spdk_thread,
-    /// Becomes null, on the app thread, when the disk is freed.
-    place: Arc<AtomicPtr<spdk_bdev>>,
-    /// The bdev has pointers to these.
-    _texts: (CString, CString, CString),
+    place: Arc<Place>,
+    _texts: Texts,
+}
+
+/// What the bdev has pointers to.
+struct Texts {
+    name: CString,
+    product: CString,
 }
 
 impl<D: BlockDevice> Disk<D> {
@@ -72,53 +75,37 @@ pub(super) fn register<D: BlockDevice>(name: &str, device: D) -> Result<Register
     if let Some(problem) = properties.problem() {
         return Err(Error::new(ErrorKind::InvalidArgument, WHAT, name, problem));
     }
-    let product = CString::new(properties.product.into_owned()).unwrap_or_default();
-    // SPDK only prints it; a text without NULs as the name is one.
-    let io_device = CString::new(format!("rust_{name}")).unwrap_or_default();
-
-    // SAFETY: a plain C struct, for which zero is valid, and what SPDK expects of a new one.
-    let mut raw: spdk_bdev = unsafe { std::mem::zeroed() };
-    raw.name = c_name.as_ptr().cast_mut();
-    raw.product_name = product.as_ptr().cast_mut();
-    raw.write_cache = c_int::from(properties.write_cache);
-    raw.blocklen = properties.block_size;
-    raw.blockcnt = properties.num_blocks;
-    raw.required_alignment = properties.alignment.trailing_zeros() as u8; // of a small power of two
-    raw.optimal_io_boundary = properties.boundary;
-    raw.split_on_optimal_io_boundary = properties.split;
-    if let Some(uuid) = properties.uuid {
-        // SAFETY: a UUID of SPDK's is 16 bytes of no alignment.
-        unsafe { (&raw mut raw.uuid).cast::<[u8; 16]>().write(uuid.into_bytes()) };
-    }
-    // SAFETY: returns the address of a static module, which is on SPDK's list since before main.
-    raw.module = unsafe { spdk_sys::shim_bdev_module() };
-    raw.fn_table = &Disk::<D>::TABLE;
-
-    let place = Arc::new(AtomicPtr::new(std::ptr::null_mut()));
+    let texts = Texts {
+        name: c_name,
+        product: CString::new(&*properties.product).unwrap_or_default(), // without NULs (checked)
+    };
+    let io_device = CString::new(format!("rust_{name}")).unwrap_or_default(); // as the name
     let disk = Box::into_raw(Box::new(Disk {
-        bdev: UnsafeCell::new(raw),
+        bdev: UnsafeCell::new(describe::<D>(&properties, &texts)),
         device: ManuallyDrop::new(device),
         kinds: properties.kinds,
         alignment: properties.alignment,
         // SAFETY: reads a thread-local variable: the app thread's (new_name).
         app: unsafe { spdk_sys::spdk_get_thread() },
-        place: Arc::clone(&place),
-        _texts: (c_name, product, io_device),
+        place: Place::new(),
+        _texts: texts,
     }));
     let bdev = disk.cast::<spdk_bdev>();
-    place.store(bdev, Ordering::Release);
     // SAFETY: on the app thread (new_name). The disk stays where it is until `freed`, and so do
-    // its texts. The io_device must be there before the bdev, which may be opened at once.
-    let rc = unsafe {
+    // its texts; the io_device's name is copied. The io_device must be there before the bdev,
+    // which may be opened at once.
+    let (place, rc) = unsafe {
+        let place = Arc::clone(&(*disk).place);
+        place.set(bdev);
         (*bdev).ctxt = disk.cast();
         spdk_sys::spdk_io_device_register(
             disk.cast(),
             Some(channel::create::<D>),
             Some(channel::destroy::<D>),
             channel::CONTEXT_SIZE,
-            (*disk)._texts.2.as_ptr(),
+            io_device.as_ptr(),
         );
-        spdk_sys::spdk_bdev_register(bdev)
+        (place, spdk_sys::spdk_bdev_register(bdev))
     };
     if rc != 0 {
         // SAFETY: SPDK has not taken the bdev, so nobody has a channel of the io_device, which
@@ -131,6 +118,28 @@ pub(super) fn register<D: BlockDevice>(name: &str, device: D) -> Result<Register
         return Err(Error::from_errno(WHAT, name, rc));
     }
     Ok(Registered::new(name, place, channel::drain::<D>))
+}
+
+/// What SPDK is told of the device; `texts` must stay with it.
+fn describe<D: BlockDevice>(properties: &Properties, texts: &Texts) -> spdk_bdev {
+    // SAFETY: a plain C struct, for which zero is valid, and what SPDK expects of a new one.
+    let mut bdev: spdk_bdev = unsafe { std::mem::zeroed() };
+    bdev.name = texts.name.as_ptr().cast_mut();
+    bdev.product_name = texts.product.as_ptr().cast_mut();
+    bdev.write_cache = c_int::from(properties.write_cache);
+    bdev.blocklen = properties.block_size;
+    bdev.blockcnt = properties.num_blocks;
+    bdev.required_alignment = properties.alignment.trailing_zeros() as u8; // at most 12
+    bdev.optimal_io_boundary = properties.boundary;
+    bdev.split_on_optimal_io_boundary = properties.split;
+    if let Some(uuid) = properties.uuid {
+        // SAFETY: a UUID of SPDK's is 16 bytes of no alignment.
+        unsafe { (&raw mut bdev.uuid).cast::<[u8; 16]>().write(uuid.into_bytes()) };
+    }
+    // SAFETY: returns the address of a static module, which is on SPDK's list since before main.
+    bdev.module = unsafe { spdk_sys::shim_bdev_module() };
+    bdev.fn_table = &Disk::<D>::TABLE;
+    bdev
 }
 
 unsafe extern "C" fn io_type_supported<D: BlockDevice>(ctx: *mut c_void, io_type: spdk_bdev_io_type) -> bool {
@@ -161,9 +170,17 @@ unsafe extern "C" fn destruct<D: BlockDevice>(ctx: *mut c_void) -> c_int {
 }
 
 unsafe extern "C" fn end<D: BlockDevice>(ctx: *mut c_void) {
-    // SAFETY: the io_device of `register`, unregistered once; it calls back once, by a message to
-    // this thread, when the last channel has gone.
-    unsafe { spdk_sys::spdk_io_device_unregister(ctx, Some(freed::<D>)) };
+    let disk = ctx.cast::<Disk<D>>();
+    // SAFETY: nobody but us can free the disk. The io_device of `register` is unregistered once;
+    // SPDK calls back once, by a message to this thread, when the last channel has gone. It
+    // refuses while channels are iterated over, so that is waited for.
+    unsafe {
+        let app = spdk_sys::spdk_get_thread();
+        if (*disk).place.is_needed() && spdk_sys::spdk_thread_send_msg(app, Some(end::<D>), ctx) == 0 {
+            return;
+        }
+        spdk_sys::spdk_io_device_unregister(ctx, Some(freed::<D>));
+    }
 }
 
 /// Nothing of the device is left but the disk.
@@ -172,7 +189,7 @@ unsafe extern "C" fn freed<D: BlockDevice>(io_device: *mut c_void) {
     // SAFETY: SPDK has let go of the disk but for the callback that spdk_bdev_destruct_done
     // looks up in the bdev. Its users know that a device that was destroyed is not there any more.
     unsafe {
-        (*disk).place.store(std::ptr::null_mut(), Ordering::Release);
+        (*disk).place.set(std::ptr::null_mut());
         let device = &raw mut (*disk).device;
         guard::ffi((), || user_code(|| ManuallyDrop::drop(&mut *device)));
         spdk_sys::spdk_bdev_destruct_done(disk.cast(), 0);

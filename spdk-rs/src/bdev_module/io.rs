@@ -307,14 +307,14 @@ pub(super) unsafe fn ready(raw: NonNull<spdk_bdev_io>, kinds: Kinds, alignment: 
     match Kind::of(io.type_.into()) {
         Some(kind) if !kinds.contains(kind) => Ready::Never,
         Some(kind @ (Kind::Read | Kind::Write)) => {
-            // SAFETY: reads and writes have this member and memory.
-            let (range, iovecs) = unsafe { (io.u.bdev, iovecs(raw)) };
+            // SAFETY: a read or a write.
+            let iovecs = unsafe { iovecs(raw) };
             let absent = kind == Kind::Read && iovecs.first().is_none_or(|iovec| iovec.iov_base.is_null());
             let misaligned = |iovec: &iovec| iovec.iov_base.addr() & (alignment - 1) != 0;
             if absent || alignment > 1 && iovecs.iter().any(misaligned) {
-                // SAFETY: an I/O keeps its bdev.
-                let block_size = unsafe { (*io.bdev).blocklen };
-                return Ready::NeedsBuf(range.num_blocks * u64::from(block_size));
+                // SAFETY: reads and writes have this member, and keep their bdev.
+                let (blocks, block_size) = unsafe { (io.u.bdev.num_blocks, (*io.bdev).blocklen) };
+                return Ready::NeedsBuf(blocks * u64::from(block_size));
             }
             Ready::Now
         }

@@ -66,7 +66,7 @@
 //! channel later; then it ends the runtime, see [`Runtime::run`](crate::Runtime::run). (In the
 //! future of an [`AsyncBlockDevice`] it fails that I/O, and nothing else.)
 //!
-//! What may not be done here: allocate or lock in the path of an I/O.
+//! What may not be done here: allocate or lock in the path of an I/O (but for its future).
 
 mod async_device;
 mod channel;
@@ -81,6 +81,7 @@ pub use async_device::{Async, AsyncBlockDevice, AsyncChannel};
 pub use io::{Io, SegmentsMut, Status};
 pub use properties::{Kind, Properties};
 pub use registered::Registered;
+pub(crate) use registered::drain_all;
 
 use crate::Result;
 
@@ -106,8 +107,8 @@ pub trait BlockDevice: Send + Sync + 'static {
 
     /// The device is being unregistered: I/O that it holds back must be completed (or dropped)
     /// now, and none may be held back on this channel from now on. Called for each channel that
-    /// there is, also when the runtime stops, but not for devices that were
-    /// [kept](Registered::keep). Nothing is to be done where all I/O ends by itself.
+    /// there is, also when the runtime stops, and after a panic. Nothing is to be done where all
+    /// I/O ends by itself.
     fn drain(&self, channel: &mut Self::Channel) {
         let _ = channel;
     }

@@ -120,6 +120,11 @@ impl Drop for Adoption {
     }
 }
 
+/// Whether the current spdk_thread has a context by adoption.
+pub(super) fn is_adopted() -> bool {
+    current().is_some_and(|context| context.adoptions.get() > 0)
+}
+
 /// Puts a thread on the list of those to be closed at the end.
 pub(crate) fn list(handle: &ThreadHandle) {
     let mut threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);

@@ -255,7 +255,7 @@ impl ThreadHandle {
     /// [`DRAIN_LIMIT`](crate::runtime::DRAIN_LIMIT).
     ///
     /// Does nothing to a thread that has exited, nor to the app thread, which lives as long as
-    /// the runtime.
+    /// the runtime, nor to a thread that SPDK has made.
     #[doc(alias = "spdk_thread_exit")]
     pub async fn exit(&self) {
         if Thread::app().is_ok_and(|app| app.id() == self.id()) {
@@ -264,6 +264,9 @@ impl ThreadHandle {
         let (sender, handle) = channel::<()>();
         let this = self.clone();
         let message = move || {
+            if context::is_adopted() {
+                return; // not ours to end
+            }
             context::close_current();
             Exit::begin(this, sender);
         };

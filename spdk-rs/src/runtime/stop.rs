@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::reactor::{self, Thread};
-use crate::{guard, op};
+use crate::{bdev_module, guard, op};
 
 /// How long a stop waits for operations that C has not finished. They are given up then: what
 /// they hold is leaked.
@@ -99,6 +99,7 @@ unsafe extern "C" fn step(_: *mut c_void) -> c_int {
                     // The app thread's tasks go last. They may hold things of other threads,
                     // whose remains are handed to executors that are closed: those are leaked.
                     reactor::close_current();
+                    bdev_module::drain_all();
                     *step = Step::Operations;
                     None
                 }

@@ -5,6 +5,9 @@
 
 #![allow(dead_code)] // each test binary uses its own part of this
 
+pub mod bdev;
+pub mod disk;
+
 use std::fs::File;
 use std::future::Future;
 use std::os::fd::AsRawFd;
