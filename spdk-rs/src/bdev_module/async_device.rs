@@ -34,6 +34,27 @@ pub trait AsyncBlockDevice: Send + Sync + 'static {
     }
 }
 
+/// So that whoever registers a device can go on using it.
+impl<D: AsyncBlockDevice> AsyncBlockDevice for Arc<D> {
+    type Channel = D::Channel;
+
+    fn properties(&self) -> Properties {
+        (**self).properties()
+    }
+
+    fn channel(&self) -> Result<Self::Channel> {
+        (**self).channel()
+    }
+
+    fn serve(&self, channel: &Self::Channel, io: &mut Io) -> impl Future<Output = Status> {
+        (**self).serve(channel, io)
+    }
+
+    fn drain(&self, channel: &Self::Channel) {
+        (**self).drain(channel);
+    }
+}
+
 /// An [`AsyncBlockDevice`] as a [`BlockDevice`].
 #[derive(Debug)]
 pub struct Async<D>(Arc<D>);
