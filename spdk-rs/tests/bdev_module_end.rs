@@ -133,9 +133,8 @@ fn a_panic_fails_the_io_and_ends_the_runtime() {
                     ios.push(io);
                 }
                 for io in ios.drain(1..) {
-                    seen.lock()
-                        .expect("a lock")
-                        .push(io.await.into_result().unwrap_err().kind());
+                    let kind = io.await.into_result().unwrap_err().kind();
+                    seen.lock().expect("a lock").push(kind);
                 }
                 assert_eq!(inner.seen(Kind::Write), 3, "a broken device is asked for nothing");
                 std::future::pending::<Result<()>>().await
