@@ -4,24 +4,25 @@
 //!
 //! SPDK calls `submit_request` whenever somebody submits: also from the callback of an I/O that
 //! the device completes in the middle of `submit_request`. A device would be entered again while
-//! it holds `&mut` to its channel. Here it is not: while its code runs the channel is *busy*,
-//! completions wait (as messages to the thread), and an I/O that comes all the same waits in
-//! `nested` until the device has returned.
+//! it holds `&mut` to its channel. Here it is not: while its code runs the channel is *busy*, and
+//! what ends or comes meanwhile waits in a list for the channel's poller. (SPDK would send a
+//! message for each I/O that a device completes at once; the list is cheaper, too.)
 
-use std::cell::{Cell, RefCell, UnsafeCell};
-use std::collections::VecDeque;
+use std::cell::{Cell, UnsafeCell};
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
 
-use spdk_sys::{spdk_bdev_io, spdk_bdev_io_status, spdk_io_channel, spdk_io_channel_iter, spdk_thread};
+use spdk_sys::{
+    spdk_bdev_io, spdk_bdev_io_status, spdk_io_channel, spdk_io_channel_iter, spdk_poller, spdk_thread,
+};
 
 use super::BlockDevice;
 use super::disk::Disk;
-use super::io::{self, INVALID_OPCODE, Io, Ready, Status};
+use super::io::{self, Ending, INVALID_OPCODE, Io, Ready};
 use super::properties::{Kind, Kinds};
 use crate::executor::user_code;
 use crate::reactor::{self, Adoption};
-use crate::{Result, guard};
+use crate::{Error, Result, guard};
 
 /// What completing an I/O needs, whatever the device. All but `thread` is for that thread alone.
 pub(super) struct Header {
@@ -32,9 +33,30 @@ pub(super) struct Header {
     broken: Cell<bool>,
     /// I/O that the device has.
     in_flight: Cell<usize>,
-    nested: RefCell<VecDeque<NonNull<spdk_bdev_io>>>,
+    /// What the poller is to do, and the same with nothing in it, for its memory.
+    later: UnsafeCell<Vec<Later>>,
+    spare: Cell<Vec<Later>>,
+    poller: Cell<*mut spdk_poller>,
     /// Gives the device an I/O: [`State::give`], without its type.
     give: unsafe fn(NonNull<Header>, NonNull<spdk_bdev_io>),
+}
+
+impl Header {
+    /// # Safety
+    /// On the channel's thread. Whoever puts an I/O here has it, and lets go of it.
+    #[inline]
+    unsafe fn do_later(&self, what: Later) {
+        // SAFETY: the list is for one thread (contract), and nobody keeps a reference to it.
+        unsafe { (*self.later.get()).push(what) };
+    }
+}
+
+/// An I/O that is to be ended when the device has returned; or, without an ending, to be given.
+type Later = (NonNull<spdk_bdev_io>, Ending);
+
+thread_local! {
+    /// The channel whose device's code is on top of the stack. (`busy` tells of those beneath.)
+    static ON_TOP: Cell<*const Header> = const { Cell::new(std::ptr::null()) };
 }
 
 /// The channel. SPDK's own has room for a pointer to it.
@@ -50,7 +72,7 @@ pub(super) struct State<D: BlockDevice> {
 }
 
 /// What a message about an I/O needs is kept in the I/O.
-const _: () = assert!(size_of::<Status>() <= spdk_sys::SHIM_BDEV_IO_CTX_SIZE as usize);
+const _: () = assert!(size_of::<Ending>() <= spdk_sys::SHIM_BDEV_IO_CTX_SIZE as usize);
 
 /// What SPDK is to allocate with each channel.
 pub(super) const CONTEXT_SIZE: u32 = size_of::<*mut c_void>() as u32;
@@ -76,21 +98,22 @@ impl<D: BlockDevice> State<D> {
     ///
     /// # Safety
     /// On the channel's thread; the state is alive, and the channel is not busy.
-    #[inline]
+    #[inline(always)] // it is called in two places, one of which must be quick
     unsafe fn enter(this: NonNull<Self>, body: impl FnOnce(&D, &mut D::Channel)) {
         /// Also on a panic, and before anything else gets to run.
-        struct Busy<'a>(&'a Cell<bool>);
-        impl Drop for Busy<'_> {
+        struct Leave<'a>(&'a Header, *const Header);
+        impl Drop for Leave<'_> {
             #[inline]
             fn drop(&mut self) {
-                self.0.set(false);
+                self.0.busy.set(false);
+                ON_TOP.set(self.1);
             }
         }
         // SAFETY: the state is alive (contract), and this is its thread.
         let header = unsafe { &(*this.as_ptr()).header };
         let entered = || {
             header.busy.set(true);
-            let _busy = Busy(&header.busy);
+            let _leave = Leave(header, ON_TOP.replace(header));
             // SAFETY: the disk outlives its channels. Nobody else has a reference to the channel:
             // one is made here alone, while the channel is busy, and not twice.
             let (device, channel) = unsafe {
@@ -112,32 +135,15 @@ impl<D: BlockDevice> State<D> {
     ///
     /// # Safety
     /// On the channel's thread; the state is alive. The I/O is ready, and was given to no other.
-    #[inline]
+    #[inline(always)] // so that an I/O comes by as few calls as it can
     unsafe fn deliver(this: NonNull<Self>, raw: NonNull<spdk_bdev_io>) {
-        // SAFETY: as the contract says; those in `nested` came by the same contract.
-        unsafe {
-            let header = &(*this.as_ptr()).header;
-            if header.busy.get() {
-                header.nested.borrow_mut().push_back(raw);
-                return;
-            }
-            Self::give_now(this, raw);
-            while !header.nested.borrow().is_empty() {
-                let next = header.nested.borrow_mut().pop_front();
-                if let Some(raw) = next {
-                    Self::give_now(this, raw);
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`State::deliver`]; the channel is not busy.
-    #[inline]
-    unsafe fn give_now(this: NonNull<Self>, raw: NonNull<spdk_bdev_io>) {
         // SAFETY: as the contract says. The header is the first member of the state.
         unsafe {
             let header = &(*this.as_ptr()).header;
+            if header.busy.get() {
+                header.do_later((raw, Ending::NONE));
+                return;
+            }
             header.in_flight.set(header.in_flight.get() + 1);
             let io = Io::new(raw, this.cast());
             if header.broken.get() {
@@ -155,6 +161,32 @@ impl<D: BlockDevice> State<D> {
     }
 }
 
+/// The poller of a channel: what was to be done later.
+unsafe extern "C" fn poll(header: *mut c_void) -> c_int {
+    const IDLE: c_int = 0;
+    const BUSY: c_int = 1;
+    // SAFETY: the poller's argument, a header that lives until the poller is unregistered. Each
+    // I/O was put into the list by somebody who had it, to be ended or given once. (Nothing here
+    // panics but the device's code, which is guarded.)
+    unsafe {
+        let header = NonNull::new_unchecked(header.cast::<Header>());
+        let this = header.as_ref();
+        if (*this.later.get()).is_empty() {
+            return IDLE;
+        }
+        // What comes while these are done is for the next turn.
+        let mut batch = std::mem::replace(&mut *this.later.get(), this.spare.take());
+        for (raw, ending) in batch.drain(..) {
+            match ending {
+                Ending::NONE => (this.give)(header, raw),
+                ending => finish(raw, header, ending),
+            }
+        }
+        this.spare.set(batch);
+        BUSY
+    }
+}
+
 /// SPDK makes a channel on the current thread.
 pub(super) unsafe extern "C" fn create<D: BlockDevice>(io_device: *mut c_void, ctx: *mut c_void) -> c_int {
     guard::ffi(-libc::EIO, || {
@@ -163,7 +195,7 @@ pub(super) unsafe extern "C" fn create<D: BlockDevice>(io_device: *mut c_void, c
             match unsafe { make::<D>(NonNull::new_unchecked(io_device.cast())) } {
                 Ok(state) => {
                     // SAFETY: the context of the new channel has room for a pointer.
-                    unsafe { *ctx.cast() = Box::into_raw(state) };
+                    unsafe { *ctx.cast() = state };
                     0
                 }
                 Err(error) => {
@@ -178,18 +210,20 @@ pub(super) unsafe extern "C" fn create<D: BlockDevice>(io_device: *mut c_void, c
 
 /// # Safety
 /// The disk is there, and outlives the state.
-unsafe fn make<D: BlockDevice>(disk: NonNull<Disk<D>>) -> Result<Box<State<D>>> {
+unsafe fn make<D: BlockDevice>(disk: NonNull<Disk<D>>) -> Result<*mut State<D>> {
     let adoption = reactor::adopt_current()?;
     // SAFETY: the disk is there (contract).
     let (device, (kinds, alignment)) = unsafe { (Disk::device(disk), Disk::abilities(disk)) };
-    Ok(Box::new(State {
+    let state = Box::new(State {
         header: Header {
             // SAFETY: reads a thread-local variable.
             thread: unsafe { spdk_sys::spdk_get_thread() },
             busy: Cell::new(false),
             broken: Cell::new(false),
             in_flight: Cell::new(0),
-            nested: RefCell::default(),
+            later: UnsafeCell::default(),
+            spare: Cell::default(),
+            poller: Cell::new(std::ptr::null_mut()),
             give: State::<D>::give,
         },
         kinds,
@@ -197,15 +231,32 @@ unsafe fn make<D: BlockDevice>(disk: NonNull<Disk<D>>) -> Result<Box<State<D>>> 
         disk,
         channel: UnsafeCell::new(device.channel()?),
         _adoption: adoption,
-    }))
+    });
+    let state = Box::into_raw(state);
+    // SAFETY: on an spdk_thread. The header stays where it is until `destroy`, which unregisters
+    // the poller. If there is none, nobody knows of the state, and it is ours again.
+    unsafe {
+        let poller = spdk_sys::spdk_poller_register_named(Some(poll), state.cast(), 0, c"rust_bdev".as_ptr());
+        if poller.is_null() {
+            drop(Box::from_raw(state));
+            return Err(Error::from_errno("register poller", "", libc::ENOMEM));
+        }
+        (*state).header.poller.set(poller);
+    }
+    Ok(state)
 }
 
 /// SPDK ends a channel, on its thread; no I/O is in flight.
 pub(super) unsafe extern "C" fn destroy<D: BlockDevice>(_io_device: *mut c_void, ctx: *mut c_void) {
     guard::ffi((), || {
         user_code(|| {
-            // SAFETY: the pointer that `create` has put there; SPDK ends each channel once.
-            drop(unsafe { Box::from_raw(*ctx.cast::<*mut State<D>>()) });
+            // SAFETY: the pointer that `create` has put there; SPDK ends each channel once, on
+            // its thread, on which the poller was registered.
+            unsafe {
+                let state = *ctx.cast::<*mut State<D>>();
+                spdk_sys::spdk_poller_unregister((*state).header.poller.as_ptr());
+                drop(Box::from_raw(state));
+            }
         });
     });
 }
@@ -257,74 +308,76 @@ pub(super) unsafe extern "C" fn drain<D: BlockDevice>(iter: *mut spdk_io_channel
     }
 }
 
-/// Ends an I/O that the device has, here and now or by a message.
+/// Ends an I/O that the device has: now, in the poller, or by a message.
 ///
 /// # Safety
 /// The device has the I/O, on this channel, and lets go of it with this call. On any thread.
 #[inline]
-pub(super) unsafe fn end(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, status: Status) {
+pub(super) unsafe fn end(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, ending: Ending) {
     // SAFETY: a channel lives as long as the device has I/O of it. On other threads only its
     // `thread` is read, which never changes.
     unsafe {
         let channel = header.as_ptr();
-        // Nobody hears of an I/O that is put off, so that needs not wait.
-        if spdk_sys::spdk_get_thread() == (*channel).thread
-            && (!(*channel).busy.get() || status == Status::NoMemory)
-        {
-            finish(raw, header, status);
+        if ON_TOP.get() != channel.cast_const() {
+            if spdk_sys::spdk_get_thread() != (*channel).thread {
+                end_there(raw, header, ending);
+                return;
+            }
+            if !(*channel).busy.get() {
+                finish(raw, header, ending);
+                return;
+            }
+        }
+        if ending == Ending::NO_MEMORY {
+            finish(raw, header, ending); // of which nobody hears
         } else {
-            end_later(raw, header, status);
+            (*channel).do_later((raw, ending));
         }
     }
 }
 
 /// # Safety
-/// As [`end`].
+/// As [`end`], on another thread than the channel's.
 #[cold]
-unsafe fn end_later(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, status: Status) {
-    // SAFETY: as in `end`. The module's context in an I/O has room for a status (asserted above);
+unsafe fn end_there(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, ending: Ending) {
+    // SAFETY: as in `end`. The module's context in an I/O has room for an ending (asserted above);
     // nothing else uses it. A message may be sent from any thread, also one that is not SPDK's.
     unsafe {
-        driver_context(raw).cast::<Status>().write_unaligned(status);
+        driver_context(raw).cast::<Ending>().write_unaligned(ending);
         let thread = (*header.as_ptr()).thread;
         while spdk_sys::spdk_thread_send_msg(thread, Some(on_end), raw.as_ptr().cast()) != 0 {
-            // No memory for messages. Here nobody else could use some up: do it now, although
-            // the device may be asked for more meanwhile. Elsewhere the thread will free some.
-            if spdk_sys::spdk_get_thread() == thread {
-                finish(raw, header, status);
-                return;
-            }
-            std::thread::yield_now();
+            std::thread::yield_now(); // until the thread has used some messages up
         }
     }
 }
 
-/// The message of [`end_later`].
+/// The message of [`end_there`].
 unsafe extern "C" fn on_end(bdev_io: *mut c_void) {
-    // SAFETY: an I/O whose end `end_later` has put off, on its channel's thread.
+    // SAFETY: an I/O that the device has ended elsewhere, on its channel's thread. It has a
+    // channel of its device, alive, whose context is a pointer to a State, whose first member is
+    // the header.
     unsafe {
         let raw = NonNull::new_unchecked(bdev_io.cast());
-        let status = driver_context(raw).cast::<Status>().read_unaligned();
-        finish(raw, header_of(raw), status);
+        let ending = driver_context(raw).cast::<Ending>().read_unaligned();
+        let channel = spdk_sys::spdk_bdev_io_get_io_channel(raw.as_ptr());
+        end(raw, NonNull::new_unchecked((*context(channel)).cast()), ending);
     }
 }
 
 /// # Safety
 /// As [`end`], on the channel's thread.
 #[inline]
-unsafe fn finish(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, status: Status) {
+unsafe fn finish(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, ending: Ending) {
     // SAFETY: the I/O is the device's until here (contract), where it is given back to SPDK once;
     // the header is not used after that.
     unsafe {
         let in_flight = &(*header.as_ptr()).in_flight;
         let others = in_flight.get() - 1;
         in_flight.set(others);
-        match status {
-            Status::Success => complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_SUCCESS),
-            Status::Failed => complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_FAILED),
-            Status::Aborted => complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_ABORTED),
-            Status::Nvme(status) => complete_nvme(raw, status),
-            Status::NoMemory => put_off(raw, header, others),
+        match ending.status() {
+            spdk_sys::SPDK_BDEV_IO_STATUS_NVME_ERROR => complete_nvme(raw, ending.nvme()),
+            spdk_sys::SPDK_BDEV_IO_STATUS_NOMEM => put_off(raw, header, others),
+            status => complete(raw, status),
         }
     }
 }
@@ -341,34 +394,10 @@ unsafe fn put_off(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, others: u
         }
         if others > 0 {
             complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_NOMEM);
-            return;
+        } else {
+            // SPDK tries again when another I/O of the channel ends: there is none.
+            (*header.as_ptr()).do_later((raw, Ending::NONE));
         }
-        // SPDK tries again when another I/O of the channel ends: there is none.
-        let thread = (*header.as_ptr()).thread;
-        if spdk_sys::spdk_thread_send_msg(thread, Some(on_retry), raw.as_ptr().cast()) != 0 {
-            complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_FAILED);
-        }
-    }
-}
-
-/// The message of [`put_off`].
-unsafe extern "C" fn on_retry(bdev_io: *mut c_void) {
-    // SAFETY: an I/O that `put_off` has taken from the device, on its channel's thread.
-    unsafe {
-        let raw = NonNull::new_unchecked(bdev_io.cast());
-        let header = header_of(raw);
-        ((*header.as_ptr()).give)(header, raw);
-    }
-}
-
-/// # Safety
-/// The I/O is the device's or on its way to it.
-unsafe fn header_of(raw: NonNull<spdk_bdev_io>) -> NonNull<Header> {
-    // SAFETY: an I/O has a channel of its device, alive, whose context is a pointer to a State,
-    // whose first member is the header.
-    unsafe {
-        let channel = spdk_sys::spdk_bdev_io_get_io_channel(raw.as_ptr());
-        NonNull::new_unchecked((*context(channel)).cast())
     }
 }
 

@@ -17,7 +17,7 @@ use spdk_sys::{spdk_bdev, spdk_bdev_fn_table, spdk_bdev_io_type, spdk_io_channel
 
 use super::BlockDevice;
 use super::channel;
-use super::properties::{Kind, Kinds, Properties};
+use super::properties::{Kinds, Properties};
 use super::registered::{Place, Registered};
 use crate::executor::user_code;
 use crate::{Error, ErrorKind, Result, bdev, guard};
@@ -145,7 +145,7 @@ fn describe<D: BlockDevice>(properties: &Properties, texts: &Texts) -> spdk_bdev
 unsafe extern "C" fn io_type_supported<D: BlockDevice>(ctx: *mut c_void, io_type: spdk_bdev_io_type) -> bool {
     // SAFETY: SPDK passes the context of a registered bdev: its disk.
     let (kinds, _) = unsafe { Disk::<D>::abilities(NonNull::new_unchecked(ctx.cast())) };
-    Kind::of(io_type).is_some_and(|kind| kinds.contains(kind))
+    kinds.contains(io_type)
 }
 
 unsafe extern "C" fn get_io_channel(ctx: *mut c_void) -> *mut spdk_io_channel {

@@ -6,7 +6,7 @@ use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ptr::NonNull;
 
 use libc::iovec;
-use spdk_sys::spdk_bdev_io;
+use spdk_sys::{spdk_bdev_io, spdk_bdev_io_status};
 
 use super::channel::{self, Header};
 use super::properties::{Kind, Kinds};
@@ -46,6 +46,55 @@ const fn generic(code: u8) -> NvmeStatus {
     }
 }
 
+/// A status in one word, which goes through lists and messages in a register: SPDK's status in the
+/// low byte, and what belongs to NVMe's above it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ending(u64);
+
+impl Ending {
+    pub(super) const FAILED: Self = Self::of(spdk_sys::SPDK_BDEV_IO_STATUS_FAILED);
+    pub(super) const NO_MEMORY: Self = Self::of(spdk_sys::SPDK_BDEV_IO_STATUS_NOMEM);
+    /// No ending at all: what SPDK says while an I/O goes on.
+    pub(super) const NONE: Self = Self::of(spdk_sys::SPDK_BDEV_IO_STATUS_PENDING);
+
+    #[inline]
+    const fn of(status: spdk_bdev_io_status) -> Self {
+        Self(status as u8 as u64) // from -128 to 127
+    }
+
+    #[inline]
+    pub(super) fn status(self) -> spdk_bdev_io_status {
+        (self.0 as u8 as i8).into()
+    }
+
+    /// Meaningful if the status says that NVMe has more to say.
+    pub(super) fn nvme(self) -> NvmeStatus {
+        NvmeStatus {
+            code_type: (self.0 >> 8) as u8,
+            code: (self.0 >> 16) as u8,
+            cdw0: (self.0 >> 32) as u32,
+        }
+    }
+}
+
+impl From<Status> for Ending {
+    #[inline]
+    fn from(status: Status) -> Self {
+        match status {
+            Status::Success => Self::of(spdk_sys::SPDK_BDEV_IO_STATUS_SUCCESS),
+            Status::Failed => Self::FAILED,
+            Status::Aborted => Self::of(spdk_sys::SPDK_BDEV_IO_STATUS_ABORTED),
+            Status::NoMemory => Self::NO_MEMORY,
+            Status::Nvme(nvme) => Self(
+                Self::of(spdk_sys::SPDK_BDEV_IO_STATUS_NVME_ERROR).0
+                    | u64::from(nvme.code_type) << 8
+                    | u64::from(nvme.code) << 16
+                    | u64::from(nvme.cdw0) << 32,
+            ),
+        }
+    }
+}
+
 /// For devices that do their work on other ones.
 impl From<&Error> for Status {
     fn from(error: &Error) -> Self {
@@ -77,8 +126,8 @@ impl From<Result<()>> for Status {
 /// thread: SPDK learns of it on the thread of the I/O's channel, if need be by a message.
 ///
 /// While code of the device's channel is running ([`BlockDevice::submit`] and the like), no
-/// completion is heard: it waits until that has returned, so that whoever submitted the I/O does
-/// not come back with the next one in the middle of it.
+/// completion is heard: that comes in the reactor's next turn, so that whoever submitted the I/O
+/// does not come back with the next one in the middle of it.
 ///
 /// [`BlockDevice::submit`]: super::BlockDevice::submit
 #[doc(alias = "spdk_bdev_io")]
@@ -237,14 +286,14 @@ impl Io {
     pub fn complete(self, status: Status) {
         let this = ManuallyDrop::new(self);
         // SAFETY: the I/O was the device's until now, and `this` is not dropped.
-        unsafe { channel::end(this.raw, this.header, status) };
+        unsafe { channel::end(this.raw, this.header, status.into()) };
     }
 }
 
 impl Drop for Io {
     fn drop(&mut self) {
         // SAFETY: the I/O was the device's until now.
-        unsafe { channel::end(self.raw, self.header, Status::Failed) };
+        unsafe { channel::end(self.raw, self.header, Ending::FAILED) };
     }
 }
 
@@ -304,23 +353,24 @@ pub(super) enum Ready {
 pub(super) unsafe fn ready(raw: NonNull<spdk_bdev_io>, kinds: Kinds, alignment: usize) -> Ready {
     // SAFETY: the I/O is there, and the device's (contract).
     let io = unsafe { raw.as_ref() };
-    match Kind::of(io.type_.into()) {
-        Some(kind) if !kinds.contains(kind) => Ready::Never,
-        Some(kind @ (Kind::Read | Kind::Write)) => {
-            // SAFETY: a read or a write.
-            let iovecs = unsafe { iovecs(raw) };
-            let absent = kind == Kind::Read && iovecs.first().is_none_or(|iovec| iovec.iov_base.is_null());
-            let misaligned = |iovec: &iovec| iovec.iov_base.addr() & (alignment - 1) != 0;
-            if absent || alignment > 1 && iovecs.iter().any(misaligned) {
-                // SAFETY: reads and writes have this member, and keep their bdev.
-                let (blocks, block_size) = unsafe { (io.u.bdev.num_blocks, (*io.bdev).blocklen) };
-                return Ready::NeedsBuf(blocks * u64::from(block_size));
-            }
-            Ready::Now
-        }
-        Some(_) => Ready::Now,
-        None => Ready::Never,
+    let io_type = io.type_.into();
+    if !kinds.contains(io_type) {
+        return Ready::Never;
     }
+    let read = io_type == Kind::Read as u32;
+    if !read && (alignment == 1 || io_type != Kind::Write as u32) {
+        return Ready::Now;
+    }
+    // SAFETY: a read or a write.
+    let iovecs = unsafe { iovecs(raw) };
+    let absent = read && iovecs.first().is_none_or(|iovec| iovec.iov_base.is_null());
+    let misaligned = |iovec: &iovec| iovec.iov_base.addr() & (alignment - 1) != 0;
+    if absent || alignment > 1 && iovecs.iter().any(misaligned) {
+        // SAFETY: reads and writes have this member, and keep their bdev.
+        let (blocks, block_size) = unsafe { (io.u.bdev.num_blocks, (*io.bdev).blocklen) };
+        return Ready::NeedsBuf(blocks * u64::from(block_size));
+    }
+    Ready::Now
 }
 
 /// # Safety
@@ -425,6 +475,26 @@ mod tests {
                 (Kind::Reset, 0, 0)
             );
         });
+    }
+
+    #[test]
+    fn an_ending_holds_a_status() {
+        let nvme = NvmeStatus {
+            code_type: 7,
+            code: 0xfe,
+            cdw0: 0xdead_beef,
+        };
+        let ending = Ending::from(Status::Nvme(nvme));
+        assert_eq!(ending.status(), spdk_sys::SPDK_BDEV_IO_STATUS_NVME_ERROR);
+        assert_eq!(ending.nvme(), nvme);
+        for (status, code) in [
+            (Status::Success, spdk_sys::SPDK_BDEV_IO_STATUS_SUCCESS),
+            (Status::Failed, spdk_sys::SPDK_BDEV_IO_STATUS_FAILED),
+            (Status::Aborted, spdk_sys::SPDK_BDEV_IO_STATUS_ABORTED),
+            (Status::NoMemory, spdk_sys::SPDK_BDEV_IO_STATUS_NOMEM),
+        ] {
+            assert_eq!(Ending::from(status).status(), code);
+        }
     }
 
     #[test]
