@@ -92,11 +92,9 @@ fn run_pass(
     for subsystem in &config.subsystems {
         for (index, call) in subsystem.calls.iter().flatten().enumerate() {
             let tell_unknown = first && !known.contains(&call.method);
-            if !tell_unknown && !allowed.contains(&call.method) {
-                continue;
-            }
-            // SPDK's own target saves it always, also where nobody uses iscsi.
-            if call.method == "iscsi_set_options" && !allowed.contains(&call.method) {
+            // SPDK's own target saves that one always, also where nobody uses iscsi.
+            let pass_over = !tell_unknown || call.method == "iscsi_set_options";
+            if pass_over && !allowed.contains(&call.method) {
                 continue;
             }
             let Err(error) = make(client, call) else {

@@ -7,7 +7,8 @@ use std::rc::Rc;
 use spdk_sys::spdk_io_channel;
 
 use super::descriptor::{Inner as DescriptorInner, Mode};
-use super::io::{self, IoSlots, Kind, Payload};
+use super::io::{self, IoSlots, Payload};
+use super::kind::Kind;
 use super::transfer::{Read, Write};
 use crate::buf::{DmaBuf, DmaBufList};
 use crate::{Error, ErrorKind, Result};

@@ -12,7 +12,7 @@ use spdk_sys::{spdk_bdev, spdk_bdev_desc, spdk_bdev_event_type};
 
 use super::c_name;
 use super::channel::{Channel, ChannelInner};
-use super::io::Kind;
+use super::kind::{Kind, Kinds};
 use crate::reactor::Owner;
 use crate::{Error, ErrorKind, Result, guard};
 
@@ -54,11 +54,10 @@ pub(super) struct Inner {
     block_size: Cell<u32>,
     /// For sizes that are a power of two; else a mask that nothing passes.
     block_mask: Cell<u64>,
-    block_shift: Cell<u32>,
     /// In bytes.
     size: Cell<u64>,
-    /// Bits of [`Kind`]: what the device can do.
-    supported: Cell<u32>,
+    /// What the device can do.
+    supported: Cell<Kinds>,
     state: Cell<State>,
     channels: RefCell<Vec<Weak<ChannelInner>>>,
     /// Who waits for a change of state.
@@ -89,9 +88,8 @@ impl Descriptor {
             mode,
             block_size: Cell::new(1),
             block_mask: Cell::new(u64::MAX),
-            block_shift: Cell::new(0),
             size: Cell::new(0),
-            supported: Cell::new(0),
+            supported: Cell::new(Kinds::NONE),
             state: Cell::new(State::Open),
             channels: RefCell::default(),
             waiters: RefCell::default(),
@@ -352,7 +350,6 @@ impl Inner {
             let bdev = spdk_sys::spdk_bdev_desc_get_bdev(self.raw.get());
             let block = spdk_sys::spdk_bdev_get_block_size(bdev);
             self.block_size.set(block);
-            self.block_shift.set(block.trailing_zeros());
             self.block_mask.set(match block.is_power_of_two() {
                 true => u64::from(block) - 1,
                 false => u64::MAX,
@@ -363,26 +360,29 @@ impl Inner {
     }
 
     fn read_kinds(&self) {
-        let mut supported = 0;
-        for kind in Kind::ALL {
-            // SAFETY: the descriptor is open, which keeps the bdev.
-            let can = unsafe { kind.supported_by(spdk_sys::spdk_bdev_desc_get_bdev(self.raw.get())) };
-            supported |= if can { kind.bit() } else { 0 };
-        }
-        self.supported.set(supported);
+        let can = |kind: &Kind| {
+            // SAFETY: the descriptor is open, which keeps the bdev. For zeroes the answer includes
+            // that SPDK can write them from a buffer.
+            unsafe {
+                let bdev = spdk_sys::spdk_bdev_desc_get_bdev(self.raw.get());
+                spdk_sys::spdk_bdev_io_type_supported(bdev, *kind as u32)
+            }
+        };
+        let supported = Kind::ALL.into_iter().filter(can);
+        self.supported.set(supported.fold(Kinds::NONE, Kinds::with));
     }
 
     /// Whether the device can do it.
     #[inline]
     pub(super) fn supports(&self, kind: Kind) -> bool {
-        self.supported.get() & kind.bit() != 0
+        self.supported.get().contains(kind as u32)
     }
 
     /// A range of whole blocks, in blocks.
     #[inline]
     pub(super) fn blocks(&self, offset: u64, len: u64) -> (u64, u64) {
         if self.block_mask.get() != u64::MAX {
-            let shift = self.block_shift.get();
+            let shift = self.block_size.get().trailing_zeros();
             return (offset >> shift, len >> shift);
         }
         (offset / self.block_size(), len / self.block_size())

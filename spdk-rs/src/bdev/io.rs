@@ -3,81 +3,21 @@
 //! The keep of the operation holds all that SPDK uses meanwhile: the buffer, the channel (and
 //! through it the descriptor), and the entry in SPDK's queue of those that wait for memory.
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use spdk_sys::{
-    spdk_bdev, spdk_bdev_io, spdk_bdev_io_completion_cb, spdk_bdev_io_type, spdk_bdev_io_wait_entry,
+    spdk_bdev_desc, spdk_bdev_io, spdk_bdev_io_completion_cb, spdk_bdev_io_wait_entry, spdk_io_channel,
 };
 
 use super::channel::ChannelInner;
+use super::kind::Kind;
 use crate::buf::{DmaBuf, DmaBufList};
 use crate::op::Submitted;
 use crate::op::slots::{self, SlotOp, Slots};
 use crate::{Error, ErrorKind, NvmeStatus, Result, guard};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Read,
-    Write,
-    WriteZeroes,
-    Unmap,
-    Flush,
-    Reset,
-}
-
-impl Kind {
-    pub(super) fn what(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Write => "write",
-            Self::WriteZeroes => "write zeroes",
-            Self::Unmap => "unmap",
-            Self::Flush => "flush",
-            Self::Reset => "reset",
-        }
-    }
-
-    /// Whether it needs a descriptor for writing. (SPDK counts flush among those.)
-    pub(super) fn changes(self) -> bool {
-        !matches!(self, Self::Read | Self::Reset)
-    }
-
-    fn io_type(self) -> spdk_bdev_io_type {
-        match self {
-            Self::Read => spdk_sys::SPDK_BDEV_IO_TYPE_READ,
-            Self::Write => spdk_sys::SPDK_BDEV_IO_TYPE_WRITE,
-            Self::WriteZeroes => spdk_sys::SPDK_BDEV_IO_TYPE_WRITE_ZEROES,
-            Self::Unmap => spdk_sys::SPDK_BDEV_IO_TYPE_UNMAP,
-            Self::Flush => spdk_sys::SPDK_BDEV_IO_TYPE_FLUSH,
-            Self::Reset => spdk_sys::SPDK_BDEV_IO_TYPE_RESET,
-        }
-    }
-
-    pub(super) const ALL: [Self; 6] = [
-        Self::Read,
-        Self::Write,
-        Self::WriteZeroes,
-        Self::Unmap,
-        Self::Flush,
-        Self::Reset,
-    ];
-
-    /// Its bit in a set of kinds.
-    pub(super) fn bit(self) -> u32 {
-        1 << self as u32
-    }
-
-    /// # Safety
-    /// The bdev exists.
-    pub(super) unsafe fn supported_by(self, bdev: *mut spdk_bdev) -> bool {
-        // SAFETY: the bdev exists (contract); this reads only. For zeroes the answer includes
-        // that SPDK can write them from a buffer.
-        unsafe { spdk_sys::spdk_bdev_io_type_supported(bdev, self.io_type()) }
-    }
-}
 
 /// The memory of an I/O.
 pub enum Payload {
@@ -94,14 +34,14 @@ pub(super) type IoOp = SlotOp<Outcome, Keep>;
 
 /// What is to be done, and all that SPDK uses while it works.
 pub(super) struct Keep {
-    pub(super) kind: Kind,
+    kind: Kind,
     /// In bytes; checked before it is submitted, as the length.
-    pub(super) offset: u64,
-    pub(super) len: u64,
+    offset: u64,
+    len: u64,
     pub(super) payload: Payload,
-    pub(super) channel: Rc<ChannelInner>,
+    channel: Rc<ChannelInner>,
     /// In SPDK's queue while the I/O waits for memory; filled then.
-    pub(super) wait: MaybeUninit<spdk_bdev_io_wait_entry>,
+    wait: MaybeUninit<spdk_bdev_io_wait_entry>,
 }
 
 /// What became of it.
@@ -288,19 +228,31 @@ pub(super) fn submit_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
 /// [`submit_now`] for a read into one buffer.
 #[inline(always)]
 pub(super) fn read_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
-    let Payload::Buf(buf) = &mut keep.payload else {
-        return submit_now(keep, cb_arg);
-    };
-    let (channel, buf) = (&keep.channel, buf.as_mut_ptr().cast());
-    let (at, count) = channel.descriptor().blocks(keep.offset, keep.len);
-    let (descriptor, channel) = (channel.descriptor().raw(), channel.raw());
-    // SAFETY: as in `submit_now`.
-    unsafe { spdk_sys::spdk_bdev_read_blocks(descriptor, channel, buf, at, count, Some(on_done), cb_arg) }
+    // SAFETY: it reads into the memory as far as it is long.
+    unsafe { transfer_now(keep, cb_arg, spdk_sys::spdk_bdev_read_blocks) }
 }
 
 /// [`submit_now`] for a write from one buffer.
 #[inline(always)]
 pub(super) fn write_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
+    // SAFETY: it only reads the memory, as far as it is initialised.
+    unsafe { transfer_now(keep, cb_arg, spdk_sys::spdk_bdev_write_blocks) }
+}
+
+type TransferFn = unsafe extern "C" fn(
+    *mut spdk_bdev_desc,
+    *mut spdk_io_channel,
+    *mut c_void,
+    u64,
+    u64,
+    spdk_bdev_io_completion_cb,
+    *mut c_void,
+) -> c_int;
+
+/// # Safety
+/// `transfer` is that of the I/O's kind.
+#[inline(always)]
+unsafe fn transfer_now(keep: &mut Keep, cb_arg: *mut c_void, transfer: TransferFn) -> i32 {
     let Payload::Buf(buf) = &mut keep.payload else {
         return submit_now(keep, cb_arg);
     };
@@ -308,7 +260,7 @@ pub(super) fn write_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
     let (at, count) = channel.descriptor().blocks(keep.offset, keep.len);
     let (descriptor, channel) = (channel.descriptor().raw(), channel.raw());
     // SAFETY: as in `submit_now`.
-    unsafe { spdk_sys::spdk_bdev_write_blocks(descriptor, channel, buf, at, count, Some(on_done), cb_arg) }
+    unsafe { transfer(descriptor, channel, buf, at, count, Some(on_done), cb_arg) }
 }
 
 /// SPDK calls this when an I/O has ended, on the thread that submitted it.
@@ -377,12 +329,10 @@ unsafe fn end_otherwise(cb_arg: *mut c_void, outcome: Outcome) {
 /// As [`slots::complete`], for an operation of `poll`.
 #[inline(always)]
 unsafe fn end(cb_arg: *mut c_void, outcome: Outcome) {
-    // SAFETY: as the contract says. C is done with the keep, which holds the descriptor; the
-    // reference to it ends before the operation completes.
+    // SAFETY: as the contract says.
     unsafe {
-        slots::ended::<Outcome, Keep>(cb_arg);
-        let keep = slots::keep::<Outcome, Keep>(cb_arg);
-        keep.channel.descriptor().io_ended();
-        slots::complete::<Outcome, Keep>(cb_arg, outcome);
+        slots::complete(cb_arg, outcome, |keep: &Keep| {
+            keep.channel.descriptor().io_ended()
+        });
     }
 }

@@ -36,6 +36,7 @@ pub mod delay;
 mod descriptor;
 mod examine;
 mod io;
+pub(crate) mod kind;
 pub mod malloc;
 pub mod null;
 mod transfer;

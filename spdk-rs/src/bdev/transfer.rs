@@ -7,7 +7,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use super::channel::ChannelInner;
-use super::io::{self, IoOp, Keep, Kind, Payload};
+use super::io::{self, IoOp, Keep, Payload};
+use super::kind::Kind;
 use crate::buf::{BufResult, DmaBuf, DmaBufList};
 
 /// Memory that an I/O can be given: one [`DmaBuf`], or a [`DmaBufList`].

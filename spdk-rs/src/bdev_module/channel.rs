@@ -19,7 +19,7 @@ use spdk_sys::{
 use super::BlockDevice;
 use super::disk::Disk;
 use super::io::{self, Ending, INVALID_OPCODE, Io, Ready};
-use super::properties::{Kind, Kinds};
+use crate::bdev::kind::{Kind, Kinds};
 use crate::executor::user_code;
 use crate::reactor::{self, Adoption};
 use crate::{Error, Result, guard};

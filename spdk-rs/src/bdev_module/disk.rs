@@ -17,8 +17,9 @@ use spdk_sys::{spdk_bdev, spdk_bdev_fn_table, spdk_bdev_io_type, spdk_io_channel
 
 use super::BlockDevice;
 use super::channel;
-use super::properties::{Kinds, Properties};
+use super::properties::Properties;
 use super::registered::{Place, Registered};
+use crate::bdev::kind::Kinds;
 use crate::executor::user_code;
 use crate::{Error, ErrorKind, Result, bdev, guard};
 

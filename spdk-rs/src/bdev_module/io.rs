@@ -9,7 +9,7 @@ use libc::iovec;
 use spdk_sys::{spdk_bdev_io, spdk_bdev_io_status};
 
 use super::channel::{self, Header};
-use super::properties::{Kind, Kinds};
+use crate::bdev::kind::{Kind, Kinds};
 use crate::{Error, ErrorKind, NvmeStatus, Result};
 
 /// How an I/O ended.

@@ -79,11 +79,12 @@ use std::sync::Arc;
 
 pub use async_device::{Async, AsyncBlockDevice, AsyncChannel};
 pub use io::{Io, SegmentsMut, Status};
-pub use properties::{Kind, Properties};
+pub use properties::Properties;
 pub use registered::Registered;
 pub(crate) use registered::drain_all;
 
 use crate::Result;
+pub use crate::bdev::kind::Kind;
 
 /// A block device. See the [module's documentation](self).
 ///

@@ -76,6 +76,11 @@ impl Inbox {
         })
     }
 
+    /// What tells its executor from others, see [`Waiter::of`].
+    pub(crate) fn home(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue> {
         // Only pushes and pops happen under this lock.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -167,7 +172,7 @@ impl Executor {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         let tracked = Tracked {
-            task: TaskCell::new(task, self.home()),
+            task: TaskCell::new(task, self.inbox.home()),
             _entry: Entry {
                 id,
                 active: Rc::clone(&self.active),
@@ -184,11 +189,6 @@ impl Executor {
         self.active.borrow_mut().insert(id, runnable.waker());
         runnable.schedule();
         task.detach();
-    }
-
-    /// What tells this executor from others, see [`Waiter::of`].
-    pub(crate) fn home(&self) -> usize {
-        Arc::as_ptr(&self.inbox).addr()
     }
 
     /// Whether there is nothing to run.

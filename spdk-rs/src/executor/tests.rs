@@ -291,7 +291,7 @@ fn an_io_runs_its_task_at_once() {
     let executor = Executor::new(Inbox::new());
     let (io, turns) = (FakeIo::default(), Rc::new(Cell::new(0)));
     let mut handle = executor.spawn({
-        let (io, turns, home) = (io.clone(), Rc::clone(&turns), executor.home());
+        let (io, turns, home) = (io.clone(), Rc::clone(&turns), executor.inbox.home());
         async move {
             for _ in 0..3 {
                 io.wait(home).await;
@@ -315,7 +315,7 @@ fn no_task_runs_inside_of_other_code() {
     let io = FakeIo::default();
     let shared = Rc::new(RefCell::new(0));
     let _waits = executor.spawn({
-        let (io, shared, home) = (io.clone(), Rc::clone(&shared), executor.home());
+        let (io, shared, home) = (io.clone(), Rc::clone(&shared), executor.inbox.home());
         async move {
             io.wait(home).await;
             *shared.borrow_mut() += 1; // panics if it is borrowed
@@ -332,7 +332,7 @@ fn no_task_runs_inside_of_other_code() {
     // The same for the code of a task.
     let seen = Rc::new(Cell::new(0));
     let _waits = executor.spawn({
-        let (io, shared, home) = (io.clone(), Rc::clone(&shared), executor.home());
+        let (io, shared, home) = (io.clone(), Rc::clone(&shared), executor.inbox.home());
         async move {
             io.wait(home).await;
             *shared.borrow_mut() += 1;
@@ -357,7 +357,7 @@ fn tasks_that_complete_each_other_do_not_nest() {
     let (a, b) = (FakeIo::default(), FakeIo::default());
     let turns = Rc::new(Cell::new(0_u32));
     for (mine, others) in [(a.clone(), b.clone()), (b.clone(), a.clone())] {
-        let (turns, home) = (Rc::clone(&turns), executor.home());
+        let (turns, home) = (Rc::clone(&turns), executor.inbox.home());
         let _runs = executor.spawn(async move {
             loop {
                 mine.wait(home).await;
@@ -380,7 +380,7 @@ fn an_io_of_another_executor_goes_by_the_waker() {
     let (executor, other) = (Executor::new(Inbox::new()), Executor::new(Inbox::new()));
     let (io, done) = (FakeIo::default(), Rc::new(Cell::new(false)));
     let _waits = executor.spawn({
-        let (io, done, home) = (io.clone(), Rc::clone(&done), other.home());
+        let (io, done, home) = (io.clone(), Rc::clone(&done), other.inbox.home());
         async move {
             io.wait(home).await;
             done.set(true);
@@ -398,7 +398,7 @@ fn a_panic_after_an_io_is_the_tasks() {
     let executor = Executor::new(Inbox::new());
     let io = FakeIo::default();
     let mut handle = executor.spawn({
-        let (io, home) = (io.clone(), executor.home());
+        let (io, home) = (io.clone(), executor.inbox.home());
         async move {
             io.wait(home).await;
             panic!("after");
@@ -421,7 +421,7 @@ fn closing_drops_a_task_that_an_io_still_knows() {
     let io = FakeIo::default();
     let held = Rc::new(());
     let _waits = executor.spawn({
-        let (io, held, home) = (io.clone(), Rc::clone(&held), executor.home());
+        let (io, held, home) = (io.clone(), Rc::clone(&held), executor.inbox.home());
         async move {
             io.wait(home).await;
             drop(held);

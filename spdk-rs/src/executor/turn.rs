@@ -44,9 +44,10 @@ thread_local! {
     static BUSY: Cell<bool> = const { Cell::new(false) };
     /// The task whose turn it is.
     static CURRENT: Cell<Option<*const TaskCell<dyn Body>>> = const { Cell::new(None) };
-    static HAS_DUE: Cell<bool> = const { Cell::new(false) };
     /// The tasks that run when the outermost [`user_code`] has returned.
     static DUE: RefCell<Vec<TaskRef>> = const { RefCell::new(Vec::new()) };
+    /// Whether there are any: a look at the list itself costs more, since it has a destructor.
+    static HAS_DUE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs code that is not this crate's; then the tasks whose I/O has completed meanwhile.
@@ -121,17 +122,18 @@ impl TaskCell<dyn Body> {
     #[inline]
     fn turn(self: &Rc<Self>, queued: bool) -> Poll<()> {
         /// Also on a panic.
-        struct Back(Option<*const TaskCell<dyn Body>>);
-        impl Drop for Back {
+        struct Over;
+        impl Drop for Over {
             #[inline]
             fn drop(&mut self) {
-                CURRENT.set(self.0);
+                CURRENT.set(None);
             }
         }
         let Some(waker) = self.waker.get() else {
             return Poll::Pending; // nobody can wait for an I/O before the first turn
         };
-        let _back = Back(CURRENT.replace(Some(Rc::as_ptr(self))));
+        CURRENT.set(Some(Rc::as_ptr(self)));
+        let _over = Over;
         // SAFETY: turns do not nest (user_code), so this is the only reference to the body.
         let poll = unsafe { (*self.body.get()).poll(&mut Context::from_waker(waker), queued) };
         if poll.is_ready() {

@@ -244,28 +244,24 @@ impl<T, K> Slot<T, K> {
     }
 }
 
-/// Says that C is done with an operation, which is to be completed next.
+/// Completes an operation: see [`super::complete`]. Tells `ended` first, when C is not counted to
+/// have it any more. It may run the task that waits for it.
 ///
 /// # Safety
-/// As [`complete`], but before it, and once.
-#[inline]
-pub(crate) unsafe fn ended<T, K>(cb_arg: *mut c_void) {
-    // SAFETY: the slot of a pending operation, by contract; its pool is there, too.
-    unsafe { (*cb_arg.cast::<Slot<T, K>>()).pool.as_ref() }.count(-1);
-}
-
-/// Completes an operation that has [`ended`]: see [`super::complete`]. It may run the task that waits for it.
-///
-/// # Safety
-/// * `cb_arg` is the pointer that [`Submit::submit`] received from a [`Slots::start`] with the
+/// * `cb_arg` is the pointer that [`Submit::submit`] received from a [`SlotOp::submit`] with the
 ///   same `T` and `K`, and this is the one and only call for it.
 /// * It runs on the thread that started the operation.
 #[inline(always)]
-pub(crate) unsafe fn complete<T, K>(cb_arg: *mut c_void, value: T) {
+pub(crate) unsafe fn complete<T, K>(cb_arg: *mut c_void, value: T, ended: impl FnOnce(&K)) {
     // SAFETY: the slot of a pending operation, by contract; it is not null.
     let at = unsafe { NonNull::new_unchecked(cb_arg.cast::<Slot<T, K>>()) };
     // SAFETY: it is not free, so it is there.
     let slot = unsafe { at.as_ref() };
+    // SAFETY: so is its pool, and the keep, which C is done with.
+    unsafe {
+        slot.pool.as_ref().count(-1);
+        ended((*slot.keep.get()).assume_init_ref());
+    }
     if slot.state.get() == State::Pending {
         // SAFETY: pending: the value is not there yet.
         unsafe { (*slot.value.get()).write(value) };

@@ -374,9 +374,10 @@ impl Owner {
         Ok(Self(thread))
     }
 
-    /// See [`Executor::home`](crate::executor::Executor::home).
+    /// See [`Inbox::home`].
+    #[inline]
     pub(crate) fn home(&self) -> usize {
-        Arc::as_ptr(&self.0.0.inbox).addr()
+        self.0.inbox().home()
     }
 
     /// Whether the caller runs on the owner.
