@@ -23,11 +23,7 @@ fn a_second_signal_ends_a_stop_that_takes_too_long() -> Result<()> {
         json!({"name": "aio0", "filename": disk, "block_size": 4096}),
     )?;
     let minute = 60_000_000;
-    target.call(
-        "bdev_delay_create",
-        json!({"base_bdev_name": "aio0", "name": "slow0", "avg_read_latency": minute,
-            "p99_read_latency": minute, "avg_write_latency": minute, "p99_write_latency": minute}),
-    )?;
+    target.create_delay("aio0", minute, minute)?;
     let mut other = target.connect()?;
     let caller = std::thread::spawn(move || {
         let params = json!({"bdev_name": "slow0", "lvs_name": "lvs"});

@@ -181,11 +181,7 @@ fn a_checksum_that_runs_does_not_keep_it_from_stopping() -> Result<()> {
         "bdev_aio_create",
         json!({"name": "aio0", "filename": disk, "block_size": 4096}),
     )?;
-    let delay = |latency: u64| {
-        json!({"base_bdev_name": "aio0", "name": "slow0", "avg_read_latency": latency,
-            "p99_read_latency": latency, "avg_write_latency": 0, "p99_write_latency": 0})
-    };
-    target.call("bdev_delay_create", delay(200_000))?;
+    target.create_delay("aio0", 200_000, 0)?;
     target.call(
         "bdev_lvol_create_lvstore",
         json!({"bdev_name": "slow0", "lvs_name": "lvs", "cluster_sz": 1 << 20}),
@@ -226,12 +222,7 @@ fn a_delay_bdev_is_saved_too() -> Result<()> {
         "bdev_malloc_create",
         json!({"name": "ram0", "num_blocks": 64, "block_size": 4096}),
     )?;
-    let latency = 10;
-    target.call(
-        "bdev_delay_create",
-        json!({"base_bdev_name": "ram0", "name": "slow0", "avg_read_latency": latency,
-            "p99_read_latency": latency, "avg_write_latency": latency, "p99_write_latency": latency}),
-    )?;
+    target.create_delay("ram0", 10, 10)?;
     let saved = target.save_config()?.to_string();
     assert!(
         saved.contains("bdev_delay_create") && saved.contains("slow0"),

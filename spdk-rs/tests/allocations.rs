@@ -6,14 +6,13 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::future::Future;
-use std::io::Write;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
 use anyhow::{Result, ensure};
-use common::{builder, isolated, run};
+use common::{builder, isolated, run, small_pool};
 use spdk_rs::bdev::{self, Channel, Mode};
 use spdk_rs::buf::{DmaBuf, DmaBufList, DmaPool};
 use spdk_rs::reactor::yield_now;
@@ -196,13 +195,7 @@ fn none_with_dropped_futures() {
 #[test]
 fn none_when_short_of_io_objects() {
     isolated("none_when_short_of_io_objects", || {
-        let mut config = tempfile::NamedTempFile::new().expect("a file");
-        config
-            .write_all(
-                br#"{"subsystems": [{"subsystem": "bdev", "config": [{"method": "bdev_set_options",
-                    "params": {"bdev_io_pool_size": 64, "bdev_io_cache_size": 16}}]}]}"#,
-            )
-            .expect("written");
+        let config = small_pool().expect("a file");
         let runtime = builder().json_config(config.path()).build().expect("options");
         let main = async {
             // One layer: with two, SPDK can run out of objects for good.

@@ -6,11 +6,11 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use common::{builder, isolated, run};
+use common::bdev::poll_once;
+use common::{builder, isolated, run, small_pool};
 use spdk_rs::bdev::delay::Latency;
 use spdk_rs::bdev::{self, Bdev, Channel, Descriptor, Mode};
 use spdk_rs::buf::{BufResult, DmaBuf};
@@ -33,10 +33,6 @@ fn disk() -> Result<(Descriptor, Channel)> {
     let descriptor = bdev::malloc::create("ram", 8192, 512)?.open(Mode::ReadWrite)?;
     let channel = descriptor.channel()?;
     Ok((descriptor, channel))
-}
-
-fn poll_once<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
-    future.poll(&mut Context::from_waker(Waker::noop()))
 }
 
 fn place(buf: &DmaBuf) -> Range<usize> {
@@ -191,17 +187,6 @@ fn stopped_with_io_in_flight() {
         assert_eq!(op::outstanding(), 0, "all came home before SPDK stopped");
         assert!(start.elapsed() < LIMIT);
     });
-}
-
-/// 64 I/O objects for all, 16 in each thread's cache. (The tests use a RAM disk alone: with a
-/// device upon another, the upper one's I/O can take all objects, and the lower one's waits for
-/// ever. That is SPDK's own limit.)
-fn small_pool() -> Result<tempfile::NamedTempFile> {
-    let file = tempfile::NamedTempFile::new()?;
-    let config = r#"{"subsystems": [{"subsystem": "bdev", "config": [
-        {"method": "bdev_set_options", "params": {"bdev_io_pool_size": 64, "bdev_io_cache_size": 16}}]}]}"#;
-    std::fs::write(file.path(), config)?;
-    Ok(file)
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use common::{isolated, run};
+use common::lvol::scenario;
 use spdk_rs::bdev::delay::{self, Latency};
 use spdk_rs::bdev::{self, Bdev, Mode};
 use spdk_rs::buf::DmaBuf;
@@ -45,7 +45,7 @@ fn slow(on: bool) -> Result<()> {
 }
 
 fn pattern(seed: u8) -> Vec<u8> {
-    (0..MIB).map(|at| ((at / 512 + at) as u8) ^ seed).collect()
+    common::bdev::pattern(MIB as usize, seed)
 }
 
 async fn write(lvol: &Lvol, cluster: u64, data: &[u8]) -> Result<()> {
@@ -69,11 +69,9 @@ async fn read(lvol: &Lvol, cluster: u64) -> Result<Vec<u8>> {
     Ok(buf.as_slice().to_vec())
 }
 
+/// All volumes, by name: a load may change their order.
 async fn infos(store: &LvolStore) -> Result<Vec<LvolInfo>> {
-    let mut infos = Vec::new();
-    for lvol in store.lvols().await? {
-        infos.push(lvol.info().await?);
-    }
+    let mut infos = common::lvol::infos(store).await?;
     infos.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(infos)
 }
@@ -88,16 +86,6 @@ fn crc(parts: &[&[u8]]) -> u64 {
         }
     }
     !crc
-}
-
-fn scenario<F>(name: &str, body: impl FnOnce(std::path::PathBuf) -> F)
-where
-    F: Future<Output = Result<()>> + 'static,
-{
-    isolated(name, || {
-        let place = tempfile::tempdir().expect("a place");
-        run(body(place.path().join("disk"))).expect(name);
-    });
 }
 
 #[test]

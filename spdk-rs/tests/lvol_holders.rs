@@ -8,11 +8,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use common::{isolated, run};
+use common::lvol::{infos, scenario};
 use crc_fast::{CrcAlgorithm, Digest};
 use spdk_rs::bdev::{self, Bdev, Mode, delay};
 use spdk_rs::buf::DmaBuf;
-use spdk_rs::lvol::{DestroyError, Lvol, LvolInfo, LvolStore, Provisioning, StoreOptions, stop_checksum};
+use spdk_rs::lvol::{DestroyError, Lvol, LvolStore, Provisioning, StoreOptions, stop_checksum};
 use spdk_rs::reactor::{sleep, timeout};
 use spdk_rs::{ErrorKind, spawn};
 
@@ -74,14 +74,6 @@ fn slow(on: bool) -> Result<()> {
     Ok(delay::set_latency("slow0", delay::Latency::all(latency))?)
 }
 
-async fn infos(store: &LvolStore) -> Result<Vec<LvolInfo>> {
-    let mut infos = Vec::new();
-    for lvol in store.lvols().await? {
-        infos.push(lvol.info().await?);
-    }
-    Ok(infos)
-}
-
 /// The destroy is refused by exactly this holder, and nothing has changed.
 async fn refused(
     lvol: Lvol,
@@ -130,16 +122,6 @@ async fn granted(disk: &Path, gone: Lvol, kept: &Lvol) -> Result<()> {
     verify(kept).await?;
     store.destroy().await?;
     Ok(bdev::aio::delete("aio0").await?)
-}
-
-fn scenario<F>(name: &str, body: impl FnOnce(std::path::PathBuf) -> F)
-where
-    F: Future<Output = Result<()>> + 'static,
-{
-    isolated(name, || {
-        let place = tempfile::tempdir().expect("a place");
-        run(body(place.path().join("disk"))).expect(name);
-    });
 }
 
 #[test]

@@ -80,6 +80,15 @@ impl Target {
         self.process.call(method, params)
     }
 
+    /// Creates the delay bdev `slow0`; latencies in microseconds.
+    pub fn create_delay(&mut self, base: &str, read: u64, write: u64) -> Result<Value, CallError> {
+        self.call(
+            "bdev_delay_create",
+            json!({"base_bdev_name": base, "name": "slow0", "avg_read_latency": read, "p99_read_latency": read,
+                "avg_write_latency": write, "p99_write_latency": write}),
+        )
+    }
+
     /// A second connection.
     pub fn connect(&self) -> Result<Client, CallError> {
         self.process.connect()
