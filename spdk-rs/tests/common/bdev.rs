@@ -1,7 +1,9 @@
 //! Block devices in tests: open, read and write, poll, wait.
 
+use std::ffi::{CStr, c_void};
 use std::future::Future;
 use std::pin::Pin;
+use std::ptr::null_mut;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -11,6 +13,7 @@ use spdk_rs::bdev::{self, Bdev, Channel, Descriptor, Mode};
 use spdk_rs::bdev_module::Registered;
 use spdk_rs::buf::DmaBuf;
 use spdk_rs::reactor::{sleep, timeout};
+use spdk_sys::{spdk_bdev_desc, spdk_io_channel};
 
 use super::disk::TestDisk;
 
@@ -60,4 +63,34 @@ pub async fn register(disk: &Arc<TestDisk>, name: &str) -> Result<Registered> {
     until("SPDK has looked", || disk.channels() == 0).await?;
     disk.forget_seen();
     Ok(registered)
+}
+
+/// An open device as C has it, with a callback of C's.
+pub struct Raw {
+    pub descriptor: *mut spdk_bdev_desc,
+    pub channel: *mut spdk_io_channel,
+}
+
+impl Raw {
+    pub fn open(name: &CStr) -> Self {
+        unsafe extern "C" fn event(_: u32, _: *mut spdk_sys::spdk_bdev, _: *mut c_void) {}
+        let mut descriptor = null_mut();
+        // SAFETY: on an spdk_thread; the name is a C string, and the callback needs no argument.
+        unsafe {
+            let rc =
+                spdk_sys::spdk_bdev_open_ext(name.as_ptr(), true, Some(event), null_mut(), &mut descriptor);
+            assert_eq!(rc, 0);
+            let channel = spdk_sys::spdk_bdev_get_io_channel(descriptor);
+            assert!(!channel.is_null());
+            Self { descriptor, channel }
+        }
+    }
+
+    pub fn close(&self) {
+        // SAFETY: opened on this thread; no I/O is in flight.
+        unsafe {
+            spdk_sys::spdk_put_io_channel(self.channel);
+            spdk_sys::spdk_bdev_close(self.descriptor);
+        }
+    }
 }
