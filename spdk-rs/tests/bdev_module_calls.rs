@@ -128,6 +128,32 @@ fn callbacks_wait_until_the_device_has_returned() {
     });
 }
 
+#[test]
+fn outside_of_the_device_completions_are_heard_at_once() {
+    isolated("outside_of_the_device_completions_are_heard_at_once", || {
+        run(async {
+            let disk = TestDisk::new(MIB);
+            let registered = register(&disk, "rust0").await?;
+            let writer = Writer {
+                raw: Raw::open(c"rust0"),
+                buf: DmaBuf::zeroed(512)?,
+                left: Cell::new(1),
+                done: Cell::new(0),
+                failed: Cell::new(0),
+            };
+            disk.hold();
+            writer.submit();
+            assert_eq!(writer.done.get(), 0);
+            disk.release();
+            assert_eq!(writer.done.get(), 1);
+            writer.raw.close();
+            timeout(LIMIT, registered.unregister()).await??;
+            anyhow::Ok(())
+        })
+        .expect("the scenario");
+    });
+}
+
 type Pending = Pin<Box<dyn Future<Output = BufResult<()>>>>;
 
 thread_local! {
