@@ -93,17 +93,13 @@ pub fn run(options: &Options) -> Result<(), String> {
     }
 }
 
-/// The target at work: until a signal asks it to stop. A second signal ends it at once.
+/// The target at work: until a signal asks it to stop. (A second one then ends the process: the runtime sees to it.)
 async fn serve(pid_file: Option<PathBuf>) -> Result<(), String> {
     if let Some(path) = pid_file {
         std::fs::write(&path, format!("{}\n", std::process::id()))
             .map_err(|e| format!("cannot write the pid file {}: {e}", path.display()))?;
     }
     shutdown_requested().await;
-    for signal in [libc::SIGINT, libc::SIGTERM] {
-        // SAFETY: restores a signal's default action.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
     Ok(())
 }
 

@@ -445,6 +445,34 @@ fn signals() {
     }
 }
 
+/// While a main task that has been asked to end goes on: SPDK's own handler would pass over a second signal.
+#[test]
+fn a_second_signal_ends_the_process() {
+    const NAME: &str = "a_second_signal_ends_the_process";
+    if is_child() {
+        let raise = |signal| {
+            // SAFETY: sends a signal to this thread.
+            unsafe { libc::raise(signal) };
+        };
+        let ended = builder().build().expect("options").run(async move {
+            let _listens = spawn(shutdown_requested());
+            sleep(Duration::from_millis(1)).await;
+            raise(libc::SIGINT);
+            shutdown_requested().await;
+            raise(libc::SIGTERM);
+        });
+        unreachable!("{ended:?}: SIGTERM ends a process by default");
+    }
+    let output = run_child(NAME, &[]);
+    let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
+    assert_eq!(
+        signal,
+        Some(libc::SIGTERM),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
 #[test]
 fn a_signal_while_waiting_for_rpc() {
     const NAME: &str = "a_signal_while_waiting_for_rpc";

@@ -8,5 +8,5 @@ pub mod process;
 pub mod target;
 
 pub use place::Place;
-pub use process::Process;
+pub use process::{Process, Reaped};
 pub use target::{Target, TargetOptions};

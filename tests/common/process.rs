@@ -27,27 +27,11 @@ pub struct Process {
 impl Process {
     /// Starts `command`, its output appended to `log`, and waits until `socket` answers.
     pub fn start(name: &str, mut command: Command, log: &Path, socket: &Path) -> Result<Self> {
-        let output = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .with_context(|| format!("cannot write {}", log.display()))?;
-        let end_with_parent = || {
-            // SAFETY: prctl is a plain system call. A driver that is killed must not leave a reactor behind.
-            match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            }
-        };
-        // SAFETY: the closure only makes a system call, which is fine between fork and exec.
-        unsafe { command.pre_exec(end_with_parent) };
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()
-            .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
-        let mut child = Reaped(Some(child));
+        Self::attach(name, Reaped::spawn(&mut command, log)?, log, socket)
+    }
+
+    /// Waits until `socket` of a process that was started answers.
+    pub fn attach(name: &str, mut child: Reaped, log: &Path, socket: &Path) -> Result<Self> {
         let end = Instant::now() + PATIENCE;
         let client = loop {
             match Client::connect(socket) {
@@ -150,9 +134,39 @@ impl Drop for Process {
 }
 
 /// A child that is killed when it is given up.
-struct Reaped(Option<Child>);
+pub struct Reaped(Option<Child>);
 
 impl Reaped {
+    /// Starts `command`, its output appended to `log`.
+    pub fn spawn(command: &mut Command, log: &Path) -> Result<Self> {
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("cannot write {}", log.display()))?;
+        let end_with_parent = || {
+            // SAFETY: prctl is a plain system call. A driver that is killed must not leave a reactor behind.
+            match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        };
+        // SAFETY: the closure only makes a system call, which is fine between fork and exec.
+        unsafe { command.pre_exec(end_with_parent) };
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
+        Ok(Self(Some(child)))
+    }
+
+    /// The process id.
+    pub fn pid(&mut self) -> u32 {
+        self.get().id()
+    }
+
     fn get(&mut self) -> &mut Child {
         self.0.as_mut().expect("taken only at the end")
     }

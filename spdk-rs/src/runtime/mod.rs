@@ -36,7 +36,9 @@
 //!
 //! SIGINT and SIGTERM are SPDK's while it runs. A program that wants to end by itself then awaits
 //! [`shutdown_requested`]. Where nobody does, the first signal ends the future given to `run`,
-//! which then returns an error that says [`Canceled`](crate::ErrorKind::Canceled).
+//! which then returns an error that says [`Canceled`](crate::ErrorKind::Canceled). The first signal
+//! also puts back the handlers that were there before: so the second one ends a process, by
+//! default, whose stop is held up.
 
 mod app;
 mod builder;

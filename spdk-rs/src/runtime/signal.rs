@@ -30,7 +30,8 @@ fn lock() -> MutexGuard<'static, State> {
 /// ready at once.
 ///
 /// A program that has polled this future decides by itself when to end. One that never did is
-/// ended by the first signal.
+/// ended by the first signal. A second signal does what it did before SPDK was started; where
+/// nothing else was set up, it ends the process.
 ///
 /// ```no_run
 /// # use spdk_rs::{Runtime, runtime::shutdown_requested};
@@ -66,6 +67,7 @@ impl Future for ShutdownRequested {
 /// SPDK calls this on the app thread after the first signal.
 pub(super) unsafe extern "C" fn shutdown_cb() {
     guard::ffi((), || {
+        put_back(|signal| signal != libc::SIGPIPE);
         let mut state = lock();
         state.requested = true;
         let listened = state.listened;
@@ -85,9 +87,27 @@ pub(super) fn was_requested() -> bool {
     lock().requested
 }
 
-/// The handlers as they were, to be restored: SPDK's own must not run once its app thread is
-/// gone.
-pub(super) struct Handlers(Vec<(libc::c_int, libc::sigaction)>);
+type Saved = (libc::c_int, libc::sigaction);
+
+/// The handlers as they were before SPDK set its own.
+static SAVED: Mutex<Vec<Saved>> = Mutex::new(Vec::new());
+
+/// Puts back the saved handlers of those signals.
+fn put_back(which: impl Fn(libc::c_int) -> bool) {
+    let mut saved = SAVED.lock().unwrap_or_else(PoisonError::into_inner);
+    saved.retain(|(signal, old)| {
+        let back = which(*signal);
+        if back {
+            // SAFETY: restores an action that was in place before.
+            unsafe { libc::sigaction(*signal, old, std::ptr::null_mut()) };
+        }
+        !back
+    });
+}
+
+/// Has the handlers put back in the end: SPDK's own must not run once its app thread is gone. (Those that ask to stop
+/// go earlier: SPDK passes over all requests but the first.)
+pub(super) struct Handlers(());
 
 impl Handlers {
     pub(super) fn save() -> Self {
@@ -101,15 +121,13 @@ impl Handlers {
                 (rc == 0).then_some((signal, old))
             }
         });
-        Self(saved.collect())
+        *SAVED.lock().unwrap_or_else(PoisonError::into_inner) = saved.collect();
+        Self(())
     }
 }
 
 impl Drop for Handlers {
     fn drop(&mut self) {
-        for (signal, old) in &self.0 {
-            // SAFETY: restores an action that was in place before.
-            unsafe { libc::sigaction(*signal, old, std::ptr::null_mut()) };
-        }
+        put_back(|_| true);
     }
 }
