@@ -62,7 +62,7 @@ pub struct Options {
     #[arg(short = 'd', long)]
     pub limit_coredump: bool,
 
-    /// Tracepoint group mask for SPDK's trace buffers, hexadecimal
+    /// Tracepoint group mask for SPDK's trace buffers, hexadecimal: bdev 0x8, nvmf_tcp 0x20, all 0xffff
     #[arg(short = 'e', long, value_name = "mask", value_parser = values::tpoint_mask, allow_hyphen_values = true)]
     pub tpoint_group_mask: Option<String>,
 
@@ -100,7 +100,7 @@ pub struct Options {
     #[arg(short = 'r', long, value_name = "path", default_value = DEFAULT_RPC_SOCKET, allow_hyphen_values = true)]
     pub rpc_socket: PathBuf,
 
-    /// Memory size in MB, or with the suffix K, M or G [default: all free hugepages; with --no-huge 512]
+    /// Memory to begin with in MB, or with the suffix K, M or G [default: as much as is needed; with --no-huge 512]
     #[arg(short = 's', long, value_name = "size", value_parser = values::memory_mb, allow_hyphen_values = true)]
     pub mem_size: Option<u32>,
 

@@ -1,6 +1,9 @@
 //! Memory sizes, checked before DPDK sees them.
 
-use std::fs;
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::{fs, io};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -20,7 +23,7 @@ const LEAST_MB: u64 = 128;
 pub(crate) fn check(memory_mb: Option<u32>, no_huge: bool) -> Result<()> {
     let wanted = u64::from(memory_mb.unwrap_or(if no_huge { DEFAULT_NO_HUGE_MB } else { 0 }));
     let name = match wanted {
-        0 => "(all huge pages)".to_owned(),
+        0 => "(as needed)".to_owned(),
         wanted => format!("{wanted} MiB"),
     };
     if memory_mb == Some(0) {
@@ -93,6 +96,20 @@ fn free_huge_bytes() -> Option<u64> {
         free += pages * kib * 1024;
     }
     Some(free)
+}
+
+/// Whether huge pages can be had from there.
+pub(crate) fn is_hugetlbfs(dir: &Path) -> io::Result<bool> {
+    let path = CString::new(dir.as_os_str().as_bytes())?;
+    // SAFETY: a plain C struct, for which zero is valid; the path ends with a NUL.
+    let (rc, fs) = unsafe {
+        let mut fs: libc::statfs = std::mem::zeroed();
+        (libc::statfs(path.as_ptr(), &mut fs), fs)
+    };
+    match rc {
+        0 => Ok(fs.f_type == libc::HUGETLBFS_MAGIC),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 #[cfg(test)]

@@ -163,6 +163,7 @@ const DPDK_WORDS: &[&str] = &[
     "FATAL",
     "rror",
     "ot enough",
+    "no mounted",
     "No free",
     "no free",
     "nvalid",
