@@ -31,7 +31,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     if options.has_max_delay() {
         eprintln!("spdk_tgt: --max-delay is deprecated and has no effect");
     }
-    let socket = std::path::absolute(&options.rpc_socket).map_err(text)?;
+    let socket = options.rpc_socket.clone();
     socket::check(&socket).map_err(text)?;
     let config = match options.config_file() {
         Some(path) => Some((path.clone(), config::read(path).map_err(text)?)),

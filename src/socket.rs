@@ -3,11 +3,13 @@
 //! SPDK holds a lock on `<socket>.lock` while it serves a socket. When it finds the lock taken it only logs that, and
 //! runs on without RPC: of no use to anyone. And it removes whatever stands at the socket's path.
 
+use std::ffi::CString;
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -47,7 +49,7 @@ pub fn check(path: &Path) -> Result<(), SocketError> {
     match lock_is_free(&lock_path(path)) {
         Ok(true) => Ok(()),
         Ok(false) => Err(in_use()),
-        Err(e) => Err(failed(format!("cannot open its lock file: {e}"))),
+        Err(e) => Err(failed(format!("cannot be made: {e}"))),
     }
 }
 
@@ -57,15 +59,14 @@ fn lock_path(path: &Path) -> PathBuf {
     lock.into()
 }
 
-/// Whether the lock could be taken. It is let go at once: SPDK takes it itself, on a descriptor of its own.
+/// Whether the lock could be taken. It is let go at once: SPDK takes it itself, on a descriptor of its own. Nothing is
+/// created: a target that does not start leaves nothing behind.
 fn lock_is_free(path: &Path) -> io::Result<bool> {
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)?;
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return may_create(path).map(|()| true),
+        Err(e) => return Err(e),
+    };
     // SAFETY: flock takes an open descriptor and a number.
     let rc = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
     if rc == 0 {
@@ -74,6 +75,21 @@ fn lock_is_free(path: &Path) -> io::Result<bool> {
     match io::Error::last_os_error() {
         e if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
         e => Err(e),
+    }
+}
+
+/// Whether this process may create a file of that path.
+fn may_create(path: &Path) -> io::Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let dir = CString::new(dir.as_os_str().as_bytes())?;
+    let access = libc::W_OK | libc::X_OK;
+    // SAFETY: a path that ends with a NUL, and numbers. The effective user is who will create it.
+    match unsafe { libc::faccessat(libc::AT_FDCWD, dir.as_ptr(), access, libc::AT_EACCESS) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -100,7 +116,13 @@ mod tests {
         check(&path).unwrap();
         drop(UnixListener::bind(&path).unwrap());
         check(&path).unwrap();
+        assert!(!lock_path(&path).exists(), "a check leaves nothing behind");
         clean(&path);
+    }
+
+    #[test]
+    fn a_name_alone_is_in_the_working_directory() {
+        check(Path::new("spdk-tgt-socket-test.sock")).unwrap();
     }
 
     #[test]

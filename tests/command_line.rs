@@ -63,6 +63,12 @@ fn unknown_options_and_bad_values_are_usage_errors() {
         (&["-B", "0000:01:00.0", "-W", "0000:02:00.0"], "--pci-whitelist"),
         (&["--json", "a", "--wait-for-rpc"], "--wait-for-rpc"),
         (&["--num-trace-entries", "1000"], "--num-trace-entries"),
+        (&["-B", "zz"], "--pci-blacklist"),
+        (&["-W", "0000:01:20.0"], "--pci-whitelist"),
+        (&["--no-huge", "-R"], "--huge-unlink"),
+        (&["--no-huge", "-g"], "--single-file-segments"),
+        (&["--no-huge", "--huge-dir", "/"], "--huge-dir"),
+        (&["--iova-mode", "xx"], "--iova-mode"),
     ] {
         let error = refusal(args, 2);
         assert!(error.contains(named), "{args:?}: {error}");
@@ -124,6 +130,35 @@ fn a_socket_that_cannot_be_made_is_named() {
     let error = refusal(&["--no-huge", "-r", &file], 1);
     assert!(error.contains("something else than a socket"), "{error}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "data");
+    place.discard();
+}
+
+#[test]
+fn a_start_that_is_refused_leaves_nothing_behind() {
+    let mut place = Place::new().unwrap();
+    refusal_to_start(&place, &["--json", "/nonexistent/target.json"]);
+    refusal_to_start(&place, &["-m", "[127]"]);
+    let left: Vec<_> = std::fs::read_dir(place.dir()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    place.discard();
+}
+
+#[test]
+fn devices_need_hugepages() {
+    let mut place = Place::new().unwrap();
+    let error = refusal_to_start(&place, &["-W", "0000:01:00.0"]);
+    assert!(error.contains("PCI") && error.contains("huge pages"), "{error}");
+    place.discard();
+}
+
+#[test]
+fn a_folder_that_has_no_hugepages_is_named() {
+    let mut place = Place::new().unwrap();
+    let socket = place.file("spdk.sock");
+    for dir in ["/nonexistent", place.dir().to_str().unwrap()] {
+        let error = refusal(&["-u", "-r", socket.to_str().unwrap(), "--huge-dir", dir], 1);
+        assert!(error.contains(dir) && error.contains("hugetlbfs"), "{error}");
+    }
     place.discard();
 }
 

@@ -82,9 +82,9 @@ fn bad_options_are_errors_before_anything_is_started() {
             "directory",
         ),
         (
-            builder().rpc_socket("relative"),
+            builder().rpc_socket("s".repeat(108)),
             ErrorKind::InvalidArgument,
-            "absolute",
+            "too long",
         ),
         (
             builder().wait_for_rpc(true),
@@ -114,7 +114,15 @@ fn bad_options_are_errors_before_anything_is_started() {
             ErrorKind::InvalidArgument,
             "/no/dir",
         ),
+        (builder().huge_dir("/"), ErrorKind::InvalidArgument, "hugetlbfs"),
     ];
+    for fine in ["s".repeat(107), "relative".to_owned()] {
+        builder()
+            .rpc_socket(fine)
+            .build()
+            .map(drop)
+            .expect("a path that SPDK takes");
+    }
     for (builder, kind, text) in cases {
         let shown = format!("{builder:?}");
         let error = builder.build().map(drop).expect_err(&shown);

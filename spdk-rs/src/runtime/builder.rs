@@ -121,7 +121,8 @@ impl Builder {
         self
     }
 
-    /// Memory in MiB. Default: all free huge pages; 512 without huge pages.
+    /// Memory in MiB: with huge pages what SPDK begins with (it takes more as it needs it), else
+    /// all that it gets. Default: none to begin with; 512 without huge pages.
     pub fn memory_mb(mut self, mb: u32) -> Self {
         self.memory_mb = Some(mb);
         self
@@ -194,10 +195,10 @@ impl Builder {
         self
     }
 
-    /// Serves SPDK's JSON-RPC: the path of a socket to create, or `address:port`. Default: not
-    /// served.
-    pub fn rpc_socket(mut self, address: impl Into<String>) -> Self {
-        self.rpc_socket = Some(address.into());
+    /// Serves SPDK's JSON-RPC: the path of a UNIX socket to create, up to 107 bytes long.
+    /// Default: not served.
+    pub fn rpc_socket(mut self, path: impl Into<String>) -> Self {
+        self.rpc_socket = Some(path.into());
         self
     }
 
@@ -266,15 +267,13 @@ impl Builder {
             let why = format!("is not in the core mask {}", self.core_mask);
             return Err(invalid(format!("main core {core}"), why));
         }
+        self.check_huge_dir()?;
         memory::check(self.memory_mb, self.no_huge)?;
         self.check_pci()?;
         self.check_numbers()?;
         self.check_rpc()?;
         if let Some(path) = &self.json_config {
             check_readable(path)?;
-        }
-        if let Some(dir) = self.huge_dir.as_ref().filter(|dir| !dir.is_dir()) {
-            return Err(invalid(show(dir), "is not a directory"));
         }
         for text in self.texts() {
             if text.contains('\0') {
@@ -348,7 +347,7 @@ impl Builder {
 
     fn check_rpc(&self) -> Result<()> {
         const SUN_PATH: usize = 108;
-        let Some(address) = &self.rpc_socket else {
+        let Some(path) = &self.rpc_socket else {
             if self.wait_for_rpc && self.json_config.is_none() {
                 return Err(invalid(
                     "waiting for RPC",
@@ -357,22 +356,29 @@ impl Builder {
             }
             return Ok(());
         };
-        let name = || format!("RPC socket {address}");
-        let path = Path::new(address);
-        if !path.is_absolute() {
-            return match address.rsplit_once(':') {
-                Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(()),
-                _ => Err(invalid(name(), "is neither an absolute path nor address:port")),
-            };
-        }
-        // SPDK appends ".lock", and ".<pid>_config" while it loads a configuration.
-        if address.len() + ".4194304_config".len() >= SUN_PATH {
+        let name = || format!("RPC socket {path}");
+        // While SPDK loads a configuration, it serves another socket, whose name is longer.
+        let suffix = self.json_config.as_ref().map_or("", |_| ".4194304_config");
+        // One byte is for the NUL.
+        if path.len() + suffix.len() >= SUN_PATH {
             return Err(invalid(name(), "is too long for a socket's path"));
         }
-        match path.parent() {
-            Some(dir) if dir.is_dir() => Ok(()),
+        match Path::new(path).parent() {
+            Some(dir) if dir.as_os_str().is_empty() || dir.is_dir() => Ok(()),
             _ => Err(invalid(name(), "lies in a directory that does not exist")),
         }
+    }
+
+    fn check_huge_dir(&self) -> Result<()> {
+        let Some(dir) = &self.huge_dir else {
+            return Ok(());
+        };
+        let why = match memory::is_hugetlbfs(dir) {
+            Ok(true) => return Ok(()),
+            Ok(false) => "is not a hugetlbfs mount".to_owned(),
+            Err(error) => format!("is not a hugetlbfs mount: {error}"),
+        };
+        Err(invalid(format!("huge page directory {}", show(dir)), why))
     }
 }
 
