@@ -67,6 +67,9 @@ impl Hugepages {
 impl Drop for Hugepages {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(&self.dir).output();
+        if self.reserved == 0 {
+            return;
+        }
         if let Ok(now) = pool("nr_hugepages") {
             let size = now.saturating_sub(self.reserved).to_string();
             let _ = fs::write(format!("{POOL}/nr_hugepages"), size);
