@@ -23,7 +23,9 @@ fn saved_by_c(iscsi: Value) -> Value {
 
 fn start(options: &TargetOptions, args: &[&str]) -> Result<Process> {
     let mut command = options.command();
-    command.args(args);
+    command
+        .args(args)
+        .env("XDG_RUNTIME_DIR", options.log.with_file_name(""));
     Process::start("spdk_tgt", command, &options.log, &options.socket)
 }
 
@@ -63,6 +65,7 @@ fn the_shared_memory_id_names_the_trace() -> Result<()> {
     assert!(process.log().contains(&format!("--file-prefix=spdk{id}")));
     assert_eq!(process.stop()?.code(), Some(0));
     assert!(!Path::new(&named).exists(), "{named} is left");
+    common::place::forget_shm_id(&id);
 
     let process = start(&options, &[])?;
     let named = format!("/dev/shm/spdk_tgt_trace.pid{}", process.pid());

@@ -51,6 +51,12 @@ impl Drop for Place {
     }
 }
 
+/// Removes what DPDK keeps for a shared memory id, which it leaves behind. (For an ordinary user that is below
+/// `XDG_RUNTIME_DIR`.)
+pub fn forget_shm_id(id: &str) {
+    let _ = std::fs::remove_dir_all(format!("/var/run/dpdk/spdk{id}"));
+}
+
 /// A TCP port of 127.0.0.1 that nobody listens on now.
 pub fn free_port() -> Result<u16> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).context("127.0.0.1 has no free port")?;
