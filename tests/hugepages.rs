@@ -131,6 +131,13 @@ fn it_runs_with_hugepages() -> Result<()> {
     assert_eq!(pages.files()?, [""; 0], "-R: no file is left to be seen");
     assert_eq!(process.stop()?.code(), Some(0));
 
+    // What a target that was killed holds is free for the next.
+    let all = (pool("free_hugepages")? * 2).to_string();
+    start(&options, &pages.dir, &["-s", &all])?.kill()?;
+    assert_eq!(pool("free_hugepages")?, 0, "they are held by nobody");
+    let process = start(&options, &pages.dir, &["-s", "300"])?;
+    assert_eq!(process.stop()?.code(), Some(0));
+
     drop(pages);
     place.discard();
     Ok(())

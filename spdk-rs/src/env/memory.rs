@@ -1,10 +1,9 @@
 //! Memory sizes, checked before DPDK sees them.
 
-use std::ffi::CString;
-use std::os::unix::ffi::OsStrExt;
+use std::fs;
 use std::path::Path;
-use std::{fs, io};
 
+use super::hugepages;
 use crate::{Error, ErrorKind, Result};
 
 const WHAT: &str = "check memory size";
@@ -19,8 +18,20 @@ pub(crate) const DEFAULT_NO_HUGE_MB: u32 = 512;
 /// need comes on top; they do look.)
 const LEAST_MB: u64 = 128;
 
+/// Where SPDK's memory comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Source<'a> {
+    Ordinary,
+    Huge {
+        /// The only mount to look at.
+        dir: Option<&'a Path>,
+        shm_id: Option<u32>,
+    },
+}
+
 /// Checks that there is as much memory as SPDK is to take.
-pub(crate) fn check(memory_mb: Option<u32>, no_huge: bool) -> Result<()> {
+pub(crate) fn check(memory_mb: Option<u32>, source: Source) -> Result<()> {
+    let no_huge = matches!(source, Source::Ordinary);
     let wanted = u64::from(memory_mb.unwrap_or(if no_huge { DEFAULT_NO_HUGE_MB } else { 0 }));
     let name = match wanted {
         0 => "(as needed)".to_owned(),
@@ -42,16 +53,14 @@ pub(crate) fn check(memory_mb: Option<u32>, no_huge: bool) -> Result<()> {
     if memory_mb.is_some_and(|mb| i32::try_from(mb).is_err()) {
         return Err(Error::new(ErrorKind::OutOfRange, WHAT, name, "too large"));
     }
-    let (free, what, advice) = if no_huge {
-        let free = available_bytes();
-        (free, "memory", "ask for less")
-    } else {
-        let free = free_huge_bytes();
-        (
-            free,
+    let (free, what, advice) = match source {
+        Source::Ordinary => (available_bytes(), "memory", "ask for less"),
+        Source::Huge { shm_id, .. } if shm_id.is_some_and(hugepages::has_primary) => return Ok(()),
+        Source::Huge { dir, .. } => (
+            hugepages::free_bytes(dir),
             "free huge pages",
             "ask for less, reserve more (vm.nr_hugepages), or run without huge pages",
-        )
+        ),
     };
     let Some(free) = free else {
         return Ok(()); // cannot tell: let DPDK try
@@ -79,42 +88,14 @@ fn meminfo(text: &str, key: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Free huge pages of all sizes.
-fn free_huge_bytes() -> Option<u64> {
-    let mut free = 0;
-    for entry in fs::read_dir("/sys/kernel/mm/hugepages").ok()? {
-        let entry = entry.ok()?;
-        let name = entry.file_name();
-        let kib: u64 = name
-            .to_str()?
-            .strip_prefix("hugepages-")?
-            .strip_suffix("kB")?
-            .parse()
-            .ok()?;
-        let pages = fs::read_to_string(entry.path().join("free_hugepages")).ok()?;
-        let pages: u64 = pages.trim().parse().ok()?;
-        free += pages * kib * 1024;
-    }
-    Some(free)
-}
-
-/// Whether huge pages can be had from there.
-pub(crate) fn is_hugetlbfs(dir: &Path) -> io::Result<bool> {
-    let path = CString::new(dir.as_os_str().as_bytes())?;
-    // SAFETY: a plain C struct, for which zero is valid; the path ends with a NUL.
-    let (rc, fs) = unsafe {
-        let mut fs: libc::statfs = std::mem::zeroed();
-        (libc::statfs(path.as_ptr(), &mut fs), fs)
-    };
-    match rc {
-        0 => Ok(fs.f_type == libc::HUGETLBFS_MAGIC),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const HUGE: Source = Source::Huge {
+        dir: None,
+        shm_id: None,
+    };
 
     #[test]
     fn meminfo_lines() {
@@ -125,19 +106,19 @@ mod tests {
 
     #[test]
     fn none_and_too_much() {
-        let error = check(Some(0), true).unwrap_err();
+        let error = check(Some(0), Source::Ordinary).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument);
-        let error = check(Some(1 << 30), true).unwrap_err();
+        let error = check(Some(1 << 30), Source::Ordinary).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NoMemory);
-        let error = check(Some(u32::MAX), true).unwrap_err();
+        let error = check(Some(u32::MAX), Source::Ordinary).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::OutOfRange);
         for too_little in [1, 127] {
-            let error = check(Some(too_little), true).unwrap_err();
+            let error = check(Some(too_little), Source::Ordinary).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::NoMemory);
-            let with_huge_pages = check(Some(too_little), false).err();
+            let with_huge_pages = check(Some(too_little), HUGE).err();
             let why = with_huge_pages.map_or(String::new(), |error| error.to_string());
             assert!(!why.contains("SPDK's own pools"), "{why}");
         }
-        check(Some(128), true).expect("128 MiB are there");
+        check(Some(128), Source::Ordinary).expect("128 MiB are there");
     }
 }

@@ -7,6 +7,7 @@
 //! What may not be done here: start or stop anything. That is the [runtime](crate::runtime)'s.
 
 pub(crate) mod cores;
+pub(crate) mod hugepages;
 pub(crate) mod memory;
 
 use std::sync::{PoisonError, RwLock};

@@ -6,7 +6,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::Runtime;
-use crate::env::{cores, memory};
+use crate::env::memory::{self, Source};
+use crate::env::{cores, hugepages};
 use crate::{Error, ErrorKind, Result};
 
 pub(super) const WHAT: &str = "configure SPDK";
@@ -259,8 +260,12 @@ impl Builder {
     /// # Errors
     /// One that names the option and says what is wrong with it: a malformed mask, a core that
     /// does not exist, no memory or more than there is, a configuration that cannot be read, and
-    /// so on. Nothing was started, and another attempt may follow.
+    /// so on; or that the SPDK linked in is not the one that this was compiled for. Nothing was started, and another attempt may follow.
     pub fn build(self) -> Result<Runtime> {
+        // Before any other call into it: does it have what the bindings say?
+        spdk_sys::check().map_err(|wrong| {
+            Error::new(ErrorKind::StartFailed, WHAT, "the linked SPDK", wrong.to_string())
+        })?;
         self.check_name()?;
         let cores = cores::check(&self.core_mask)?;
         if let Some(core) = self.main_core.filter(|core| !cores.contains(core)) {
@@ -268,7 +273,7 @@ impl Builder {
             return Err(invalid(format!("main core {core}"), why));
         }
         self.check_huge_dir()?;
-        memory::check(self.memory_mb, self.no_huge)?;
+        memory::check(self.memory_mb, self.memory_source())?;
         self.check_pci()?;
         self.check_numbers()?;
         self.check_rpc()?;
@@ -369,11 +374,21 @@ impl Builder {
         }
     }
 
+    fn memory_source(&self) -> Source<'_> {
+        if self.no_huge {
+            return Source::Ordinary;
+        }
+        Source::Huge {
+            dir: self.huge_dir.as_deref(),
+            shm_id: self.shm_id,
+        }
+    }
+
     fn check_huge_dir(&self) -> Result<()> {
         let Some(dir) = &self.huge_dir else {
             return Ok(());
         };
-        let why = match memory::is_hugetlbfs(dir) {
+        let why = match hugepages::is_hugetlbfs(dir) {
             Ok(true) => return Ok(()),
             Ok(false) => "is not a hugetlbfs mount".to_owned(),
             Err(error) => format!("is not a hugetlbfs mount: {error}"),
