@@ -32,6 +32,7 @@
 mod bindings {
     // Made by a machine from C headers: C's names, no documentation, no SAFETY comments.
     #![allow(
+        unknown_lints, // of compilers newer than this one
         non_camel_case_types,
         non_snake_case,
         non_upper_case_globals,

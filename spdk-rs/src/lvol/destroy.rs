@@ -61,7 +61,7 @@ pub enum DestroyError {
         /// The volume.
         lvol: Lvol,
         /// By whom.
-        holders: Holders,
+        holders: Box<Holders>,
     },
     /// It has more than one clone. Nothing has changed.
     HasClones {
@@ -219,7 +219,10 @@ async fn destroy(lvol: Lvol) -> Result<(), DestroyError> {
             lvol,
             clones: holders.clones,
         },
-        Some(holders) => DestroyError::Busy { lvol, holders },
+        Some(holders) => DestroyError::Busy {
+            lvol,
+            holders: Box::new(holders),
+        },
         None => DestroyError::Failed { lvol, source },
     })
 }
@@ -269,7 +272,7 @@ mod tests {
         };
         let error = DestroyError::Busy {
             lvol: lvol(),
-            holders,
+            holders: holders.into(),
         };
         assert_eq!(
             error.to_string(),
