@@ -193,6 +193,23 @@ fn a_good_json_configuration_is_loaded_first() {
 }
 
 #[test]
+fn a_json_configuration_may_be_given_as_it_is() {
+    let bad = builder()
+        .json_config_text("{\n\"subsystems\": [}")
+        .build()
+        .unwrap_err();
+    assert_eq!(bad.kind(), ErrorKind::InvalidArgument);
+    assert!(bad.to_string().contains("line 2 column 16"), "{bad}");
+    isolated("a_json_configuration_may_be_given_as_it_is", || {
+        let config = r#"{"subsystems": [{"subsystem": "bdev", "config": [
+            {"method": "bdev_null_create", "params": {"name": "n", "num_blocks": 2048, "block_size": 512}}]}]}"#;
+        let runtime = builder().json_config_text(config).build().expect("options");
+        let size = runtime.run(async { spdk_rs::bdev::Bdev::find("n").map(|disk| disk.size()) });
+        assert_eq!(size.expect("started").expect("found"), 1 << 20);
+    });
+}
+
+#[test]
 fn chatter_of_a_good_start_depends_on_the_log_level() {
     const NAME: &str = "chatter_of_a_good_start_depends_on_the_log_level";
     if is_child() {

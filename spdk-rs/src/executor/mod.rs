@@ -86,6 +86,11 @@ impl Inbox {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether what is sent is refused, now and for ever.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// Queues a message, or gives it back if the executor was closed.
     pub(crate) fn call(&self, call: Call) -> Result<(), Call> {
         let mut queue = self.lock();

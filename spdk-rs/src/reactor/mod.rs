@@ -26,6 +26,7 @@
 //! ```
 
 mod context;
+mod cores;
 mod poller;
 mod thread;
 mod time;
@@ -34,6 +35,7 @@ mod yield_now;
 use std::future::Future;
 
 pub(crate) use context::{Adoption, close_all, close_current};
+pub use cores::cores;
 pub use poller::Poller;
 pub(crate) use thread::{Owner, adopt_current, enter_app_thread, leave_app_thread};
 pub use thread::{Thread, ThreadHandle};

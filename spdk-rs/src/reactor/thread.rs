@@ -10,6 +10,7 @@ use std::time::Instant;
 use spdk_sys::{spdk_poller, spdk_thread};
 
 use super::context::{self, Adoption};
+use super::cores;
 use crate::executor::{Inbox, Sender, channel, is_turn_of};
 use crate::runtime::DRAIN_LIMIT;
 use crate::{Error, ErrorKind, JoinHandle, Result, env, guard};
@@ -27,6 +28,7 @@ pub(crate) fn enter_app_thread() -> Result<ThreadHandle> {
     context::install(handle.clone())?;
     context::list(&handle);
     *APP_THREAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle.clone());
+    cores::enter(&handle);
     Ok(handle)
 }
 
@@ -49,6 +51,7 @@ pub(crate) fn adopt_current() -> Result<Adoption> {
 /// Forgets the app thread, once the runtime has stopped.
 pub(crate) fn leave_app_thread() {
     *APP_THREAD.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    cores::leave();
 }
 
 /// Finds and makes spdk_threads.

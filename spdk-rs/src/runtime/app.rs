@@ -5,10 +5,11 @@ use std::future::Future;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use super::builder::{Builder, LogLevel, show};
+use super::builder::{Builder, LogLevel};
 use super::capture::Capture;
 use super::options::Options;
-use super::{signal, stop};
+use super::signal::{self, Signals};
+use super::stop;
 use crate::env::{self, Phase};
 use crate::executor::JoinError;
 use crate::{Error, ErrorKind, Result, guard, reactor};
@@ -28,6 +29,7 @@ struct Start {
     main: Option<Box<dyn FnOnce()>>,
     capture: Arc<Capture>,
     print_all: bool,
+    signals: Signals,
     started: bool,
 }
 
@@ -56,6 +58,14 @@ impl Runtime {
     /// [`JoinHandle`](crate::JoinHandle).)
     #[doc(alias = "spdk_app_start")]
     pub fn run<F>(self, main: F) -> Result<F::Output>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        self.run_as(main, Signals::Spdks)
+    }
+
+    pub(super) fn run_as<F>(self, main: F, signals: Signals) -> Result<F::Output>
     where
         F: Future + 'static,
         F::Output: 'static,
@@ -92,6 +102,7 @@ impl Runtime {
             main: Some(Box::new(spawn_main)),
             capture: Arc::clone(&capture),
             print_all,
+            signals,
             started: false,
         };
         let handlers = signal::Handlers::save();
@@ -132,6 +143,9 @@ unsafe extern "C" fn start_fn(arg: *mut c_void) {
         let start = unsafe { &mut *arg.cast::<Start>() };
         start.capture.release(start.print_all);
         start.started = true;
+        if start.signals == Signals::Hosts {
+            signal::put_back(|_| true);
+        }
         if let Err(error) = reactor::enter_app_thread() {
             eprintln!("spdk-rs: {error}");
             stop::request();
@@ -163,7 +177,7 @@ fn stopped_early() -> Error {
 
 fn start_failed(rc: i32, reason: Option<String>, builder: &Builder) -> Error {
     let config = builder.json_config.as_ref();
-    let config = config.map_or_else(String::new, |path| format!("with {}", show(path)));
+    let config = config.map_or_else(String::new, |config| format!("with {}", config.name()));
     let why = reason.unwrap_or_else(|| "SPDK does not say why".to_owned());
     match rc {
         // Neither is an errno: the one is what spdk_app_start itself returns, the other is what a

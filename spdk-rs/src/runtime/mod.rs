@@ -32,9 +32,12 @@
 //! # }
 //! ```
 //!
+//! [`Runtime::spawn`] does the same on threads of its own, and returns a [`Handle`] that sends work
+//! there from anywhere: from Tokio, say.
+//!
 //! # Signals
 //!
-//! SIGINT and SIGTERM are SPDK's while it runs. A program that wants to end by itself then awaits
+//! SIGINT and SIGTERM are SPDK's while it [runs](Runtime::run) on the calling thread. A program that wants to end by itself then awaits
 //! [`shutdown_requested`]. Where nobody does, the first signal ends the future given to `run`,
 //! which then returns an error that says [`Canceled`](crate::ErrorKind::Canceled). The first signal
 //! also puts back the handlers that were there before: so the second one ends a process, by
@@ -43,12 +46,15 @@
 mod app;
 mod builder;
 mod capture;
+mod config;
+mod handle;
 mod options;
 mod signal;
 mod stop;
 
 pub use app::Runtime;
 pub use builder::{Builder, IovaMode, LogLevel};
+pub use handle::Handle;
 pub use signal::{ShutdownRequested, shutdown_requested};
 pub use stop::DRAIN_LIMIT;
 pub(crate) use stop::is_stopping;

@@ -1,6 +1,7 @@
 //! The builder's options as SPDK's `struct spdk_app_opts`.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -15,6 +16,7 @@ use crate::env::memory::DEFAULT_NO_HUGE_MB;
 pub(super) struct Options {
     raw: spdk_app_opts,
     _texts: Vec<CString>,
+    _config_file: Option<File>,
 }
 
 impl Options {
@@ -38,8 +40,11 @@ impl Options {
             Some(address) => keep(c_string(address.as_str())?),
             None => std::ptr::null(),
         };
-        if let Some(path) = &builder.json_config {
-            raw.json_config_file = keep(c_path(path)?);
+        let mut config_file = None;
+        if let Some(config) = &builder.json_config {
+            let (path, file) = config.path()?;
+            raw.json_config_file = keep(c_path(&path)?);
+            config_file = file;
         }
         raw.json_config_ignore_errors = builder.json_ignore_init_errors;
         raw.delay_subsystem_init = builder.wait_for_rpc;
@@ -86,7 +91,11 @@ impl Options {
             raw.num_pci_addr = addresses.len();
             *list = pci_list(addresses)?;
         }
-        Ok(Self { raw, _texts: texts })
+        Ok(Self {
+            raw,
+            _texts: texts,
+            _config_file: config_file,
+        })
     }
 
     pub(super) fn as_mut(&mut self) -> &mut spdk_app_opts {

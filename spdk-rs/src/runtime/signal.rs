@@ -87,13 +87,21 @@ pub(super) fn was_requested() -> bool {
     lock().requested
 }
 
+/// Whose SIGINT and SIGTERM are once SPDK is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signals {
+    Spdks,
+    /// Those of the program that SPDK runs beside.
+    Hosts,
+}
+
 type Saved = (libc::c_int, libc::sigaction);
 
 /// The handlers as they were before SPDK set its own.
 static SAVED: Mutex<Vec<Saved>> = Mutex::new(Vec::new());
 
 /// Puts back the saved handlers of those signals.
-fn put_back(which: impl Fn(libc::c_int) -> bool) {
+pub(super) fn put_back(which: impl Fn(libc::c_int) -> bool) {
     let mut saved = SAVED.lock().unwrap_or_else(PoisonError::into_inner);
     saved.retain(|(signal, old)| {
         let back = which(*signal);
