@@ -15,6 +15,7 @@ use spdk_sys::{
 use super::channel::ChannelInner;
 use super::kind::Kind;
 use crate::buf::{DmaBuf, DmaBufList};
+use crate::executor::Waiter;
 use crate::op::Submitted;
 use crate::op::slots::{self, SlotOp, Slots};
 use crate::{Error, ErrorKind, NvmeStatus, Result, guard};
@@ -219,7 +220,7 @@ pub(super) fn submit_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
             (Kind::Flush, _) => {
                 spdk_sys::spdk_bdev_flush_blocks(descriptor, channel, at, count, done, cb_arg)
             }
-            (Kind::Reset, _) => spdk_sys::spdk_bdev_reset(descriptor, channel, done, cb_arg),
+            (Kind::Reset, _) => spdk_sys::spdk_bdev_reset(descriptor, channel, Some(on_reset), cb_arg),
             (Kind::Read | Kind::Write, Payload::None) => -libc::EINVAL,
         }
     }
@@ -271,12 +272,27 @@ unsafe extern "C" fn on_done(bdev_io: *mut spdk_bdev_io, success: bool, cb_arg: 
         unsafe {
             if success {
                 spdk_sys::spdk_bdev_free_io(bdev_io);
-                end(cb_arg, Outcome::Success);
+                end(cb_arg, Outcome::Success, Waiter::wake);
             } else {
                 let status = nvme_status(bdev_io);
                 spdk_sys::spdk_bdev_free_io(bdev_io);
-                end_otherwise(cb_arg, Outcome::Failed(status));
+                end_within_c(cb_arg, Outcome::Failed(status));
             }
+        }
+    });
+}
+
+/// As [`on_done`], for a reset.
+unsafe extern "C" fn on_reset(bdev_io: *mut spdk_bdev_io, success: bool, cb_arg: *mut c_void) {
+    guard::ffi((), || {
+        // SAFETY: as in `on_done`.
+        unsafe {
+            let outcome = match success {
+                true => Outcome::Success,
+                false => Outcome::Failed(nvme_status(bdev_io)),
+            };
+            spdk_sys::spdk_bdev_free_io(bdev_io);
+            end_within_c(cb_arg, outcome);
         }
     });
 }
@@ -299,40 +315,39 @@ unsafe fn nvme_status(bdev_io: *mut spdk_bdev_io) -> NvmeStatus {
 unsafe extern "C" fn on_memory(cb_arg: *mut c_void) {
     guard::ffi((), || {
         // SAFETY: cb_arg is that of `poll`'s operation, which has not ended; this runs on its
-        // thread. The reference to the keep ends before `end`.
+        // thread. The reference to the keep ends before `end_within_c`.
         unsafe {
             if slots::is_orphaned::<Outcome, Keep>(cb_arg) {
-                end_otherwise(cb_arg, Outcome::Orphaned);
+                end_within_c(cb_arg, Outcome::Orphaned);
                 return;
             }
             let keep = slots::keep::<Outcome, Keep>(cb_arg);
             if let Submitted::Failed(outcome) = submit(keep, cb_arg) {
-                end_otherwise(cb_arg, outcome);
+                end_within_c(cb_arg, outcome);
             }
         }
     });
+}
+
+/// As [`end`], for what may come while SPDK goes through a queue: a reset aborts all that waits,
+/// and ends all resets that were asked for meanwhile. A task that ran in between, and called SPDK,
+/// would change the queue under its feet.
+///
+/// # Safety
+/// As [`slots::complete`], for an operation of `poll`.
+#[cold]
+unsafe fn end_within_c(cb_arg: *mut c_void, outcome: Outcome) {
+    // SAFETY: as the contract says.
+    unsafe { end(cb_arg, outcome, Waiter::wake_later) }
 }
 
 /// Completes the operation, and lets a descriptor that waits for its I/O go.
 ///
 /// # Safety
 /// As [`slots::complete`], for an operation of `poll`.
-#[cold]
-unsafe fn end_otherwise(cb_arg: *mut c_void, outcome: Outcome) {
+#[inline(always)] // for a success, whose value is a constant then
+unsafe fn end(cb_arg: *mut c_void, outcome: Outcome, wake: impl FnOnce(Waiter)) {
+    let ended = |keep: &Keep| keep.channel.descriptor().io_ended();
     // SAFETY: as the contract says.
-    unsafe { end(cb_arg, outcome) }
-}
-
-/// As [`end_otherwise`]; made once more for a success, whose value is a constant then.
-///
-/// # Safety
-/// As [`slots::complete`], for an operation of `poll`.
-#[inline(always)]
-unsafe fn end(cb_arg: *mut c_void, outcome: Outcome) {
-    // SAFETY: as the contract says.
-    unsafe {
-        slots::complete(cb_arg, outcome, |keep: &Keep| {
-            keep.channel.descriptor().io_ended()
-        });
-    }
+    unsafe { slots::complete(cb_arg, outcome, ended, wake) }
 }

@@ -20,7 +20,7 @@ use super::BlockDevice;
 use super::disk::Disk;
 use super::io::{self, Ending, INVALID_OPCODE, Io, Ready};
 use crate::bdev::kind::{Kind, Kinds};
-use crate::executor::user_code;
+use crate::executor::user_code_within_c;
 use crate::reactor::{self, Adoption};
 use crate::{Error, Result, guard};
 
@@ -123,7 +123,8 @@ impl<D: BlockDevice> State<D> {
             body(device, channel);
         };
         let fine = guard::ffi(false, || {
-            user_code(entered);
+            // SPDK may be going through a queue of I/O.
+            user_code_within_c(entered);
             true
         });
         if !fine {
@@ -190,7 +191,7 @@ unsafe extern "C" fn poll(header: *mut c_void) -> c_int {
 /// SPDK makes a channel on the current thread.
 pub(super) unsafe extern "C" fn create<D: BlockDevice>(io_device: *mut c_void, ctx: *mut c_void) -> c_int {
     guard::ffi(-libc::EIO, || {
-        user_code(|| {
+        user_code_within_c(|| {
             // SAFETY: SPDK was given the disk as io_device, and the disk outlives its channels.
             match unsafe { make::<D>(NonNull::new_unchecked(io_device.cast())) } {
                 Ok(state) => {
@@ -249,7 +250,7 @@ unsafe fn make<D: BlockDevice>(disk: NonNull<Disk<D>>) -> Result<*mut State<D>> 
 /// SPDK ends a channel, on its thread; no I/O is in flight.
 pub(super) unsafe extern "C" fn destroy<D: BlockDevice>(_io_device: *mut c_void, ctx: *mut c_void) {
     guard::ffi((), || {
-        user_code(|| {
+        user_code_within_c(|| {
             // SAFETY: the pointer that `create` has put there; SPDK ends each channel once, on
             // its thread, on which the poller was registered.
             unsafe {

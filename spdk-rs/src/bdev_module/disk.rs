@@ -20,7 +20,7 @@ use super::channel;
 use super::properties::Properties;
 use super::registered::{Place, Registered};
 use crate::bdev::kind::Kinds;
-use crate::executor::user_code;
+use crate::executor::user_code_within_c;
 use crate::{Error, ErrorKind, Result, bdev, guard};
 
 /// What SPDK has a pointer to: as its bdev, as the context in it, and as its io_device.
@@ -192,7 +192,7 @@ unsafe extern "C" fn freed<D: BlockDevice>(io_device: *mut c_void) {
     unsafe {
         (*disk).place.set(std::ptr::null_mut());
         let device = &raw mut (*disk).device;
-        guard::ffi((), || user_code(|| ManuallyDrop::drop(&mut *device)));
+        guard::ffi((), || user_code_within_c(|| ManuallyDrop::drop(&mut *device)));
         spdk_sys::spdk_bdev_destruct_done(disk.cast(), 0);
         drop(Box::from_raw(disk));
     }

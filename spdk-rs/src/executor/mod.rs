@@ -42,7 +42,7 @@ use crate::guard;
 pub use join::{JoinError, JoinHandle};
 pub(crate) use join::{Sender, channel};
 use turn::TaskCell;
-pub(crate) use turn::{Waiter, is_turn_of, user_code};
+pub(crate) use turn::{Waiter, is_turn_of, user_code, user_code_within_c};
 
 /// A message to a thread: runs there once, unless the executor is closed first (then it is
 /// dropped there).
@@ -233,8 +233,10 @@ impl Executor {
                 waker.wake();
             }
             while let Some(work) = self.inbox.pop() {
-                // A destructor of the user's may panic: the others must still be dropped.
-                let dropped = catch_unwind(AssertUnwindSafe(|| drop(work)));
+                // A destructor of the user's may panic: the others must still be dropped. It is
+                // users' code, in the midst of which no task may run, not even a task to be dropped.
+                let drop_it = || user_code_within_c(|| drop(work));
+                let dropped = catch_unwind(AssertUnwindSafe(drop_it));
                 if let Err(payload) = dropped {
                     guard::keep(payload);
                 }

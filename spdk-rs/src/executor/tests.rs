@@ -432,3 +432,37 @@ fn closing_drops_a_task_that_an_io_still_knows() {
     assert_eq!(Rc::strong_count(&held), 1, "dropped with the executor");
     io.complete(); // finds an ended task
 }
+
+#[test]
+fn no_task_runs_inside_of_what_is_dropped() {
+    struct Completes(FakeIo, Rc<RefCell<u32>>);
+    impl Drop for Completes {
+        fn drop(&mut self) {
+            let _guard = self.1.borrow_mut();
+            self.0.complete();
+        }
+    }
+    let executor = Executor::new(Inbox::new());
+    let shared = Rc::new(RefCell::new(0));
+    // In whatever order they are dropped, one of them is still there when its I/O completes.
+    let ios = [FakeIo::default(), FakeIo::default()];
+    let mut handles = Vec::new();
+    for (mine, others) in [(0, 1), (1, 0)] {
+        let (io, home) = (ios[mine].clone(), executor.inbox.home());
+        let (completes, shared) = (
+            Completes(ios[others].clone(), Rc::clone(&shared)),
+            Rc::clone(&shared),
+        );
+        handles.push(executor.spawn(async move {
+            let _completes = completes;
+            io.wait(home).await;
+            *shared.borrow_mut() += 1; // panics if it is borrowed
+        }));
+    }
+    run_all(&executor);
+    executor.close();
+    for mut handle in handles {
+        assert!(now(&mut handle).expect("ended").unwrap_err().is_canceled());
+    }
+    assert_eq!(*shared.borrow(), 0);
+}

@@ -11,6 +11,10 @@
 //! What may not happen is that a task runs inside of another one's code, or inside of a poller's
 //! or a message's: those may hold a `RefCell` that the task needs. So whatever calls such code
 //! enters [`user_code`], and a task that is due meanwhile runs when the outermost has returned.
+//!
+//! Nor may a task run where SPDK goes on after the callback and does not expect to be called
+//! before: while it aborts all that is in a queue ([`Waiter::wake_later`]), or submits that to a
+//! device written in Rust ([`user_code_within_c`]).
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::rc::Rc;
@@ -53,13 +57,25 @@ thread_local! {
 /// Runs code that is not this crate's; then the tasks whose I/O has completed meanwhile.
 #[inline]
 pub(crate) fn user_code<R>(body: impl FnOnce() -> R) -> R {
+    enter::<R, true>(body)
+}
+
+/// As [`user_code`], where SPDK goes on after this returns (through a queue, say) and so must not
+/// be called by tasks before that: they run by the queue.
+#[inline]
+pub(crate) fn user_code_within_c<R>(body: impl FnOnce() -> R) -> R {
+    enter::<R, false>(body)
+}
+
+#[inline]
+fn enter<R, const AT_ONCE: bool>(body: impl FnOnce() -> R) -> R {
     /// Also on a panic.
-    struct Leave;
-    impl Drop for Leave {
+    struct Leave<const AT_ONCE: bool>;
+    impl<const AT_ONCE: bool> Drop for Leave<AT_ONCE> {
         #[inline]
         fn drop(&mut self) {
             if HAS_DUE.replace(false) {
-                run_due();
+                run_due(AT_ONCE);
             }
             BUSY.set(false);
         }
@@ -67,15 +83,19 @@ pub(crate) fn user_code<R>(body: impl FnOnce() -> R) -> R {
     if BUSY.replace(true) {
         return body();
     }
-    let _leave = Leave;
+    let _leave = Leave::<AT_ONCE>;
     body()
 }
 
 #[cold]
-fn run_due() {
+fn run_due(at_once: bool) {
     let mut due = DUE.take();
     for task in due.drain(..) {
-        task.turn_by_io();
+        if at_once {
+            task.turn_by_io();
+        } else {
+            task.wake();
+        }
     }
     // Those that came due while these ran take the longer way, so that this ends.
     DUE.with_borrow_mut(|late| {
@@ -191,8 +211,17 @@ impl Waiter {
         Self::Waker(cx.waker().clone())
     }
 
+    /// Wakes whoever it is; a task runs by the queue.
+    #[cold]
+    pub(crate) fn wake_later(self) {
+        match self {
+            Self::Waker(waker) => waker.wake(),
+            Self::Task(task) => task.wake(),
+        }
+    }
+
     /// Runs the task, or wakes whoever it is. To be called on the executor's thread, from a
-    /// callback of C.
+    /// callback of C, and as the last thing there.
     #[inline]
     pub(crate) fn wake(self) {
         match self {

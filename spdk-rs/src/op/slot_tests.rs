@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::Submitted;
 use super::slots::{SlotOp, Slots, complete, is_orphaned, keep};
+use crate::executor::Waiter;
 
 /// Says when it is dropped.
 struct Canary(Rc<Cell<u32>>);
@@ -50,7 +51,7 @@ impl Bench {
     fn call_back(&self, value: i32) {
         let cb_arg = self.at_c.borrow_mut().remove(0);
         // SAFETY: the pointer comes from `pending`, and is called back once.
-        unsafe { complete(cb_arg, value, |_: &Canary| ()) };
+        unsafe { complete(cb_arg, value, |_: &Canary| (), Waiter::wake) };
     }
 }
 
@@ -132,7 +133,7 @@ fn completed_before_submit_returned() {
         let mut op = bench.prepare();
         op.submit(|_: &mut Canary, cb_arg| {
             // SAFETY: called back once.
-            unsafe { complete(cb_arg, 5, |_: &Canary| ()) };
+            unsafe { complete(cb_arg, 5, |_: &Canary| (), Waiter::wake) };
             report
         });
         assert_eq!(poll(&mut op), Poll::Ready(5), "the callback's word stands");
@@ -154,7 +155,7 @@ fn slots_outlive_their_handle() {
     drop(bench);
     for cb_arg in at_c.take() {
         // SAFETY: each is called back once.
-        unsafe { complete(cb_arg, 3, |_: &Canary| ()) };
+        unsafe { complete(cb_arg, 3, |_: &Canary| (), Waiter::wake) };
     }
     assert_eq!(dropped.get(), 1);
     assert_eq!(poll(&mut kept), Poll::Ready(3));

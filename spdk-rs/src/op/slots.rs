@@ -245,14 +245,20 @@ impl<T, K> Slot<T, K> {
 }
 
 /// Completes an operation: see [`super::complete`]. Tells `ended` first, when C is not counted to
-/// have it any more. It may run the task that waits for it.
+/// have it any more; then `wake` whoever waits for it: [`Waiter::wake`], which may run the task, or
+/// [`Waiter::wake_later`].
 ///
 /// # Safety
 /// * `cb_arg` is the pointer that [`Submit::submit`] received from a [`SlotOp::submit`] with the
 ///   same `T` and `K`, and this is the one and only call for it.
 /// * It runs on the thread that started the operation.
 #[inline(always)]
-pub(crate) unsafe fn complete<T, K>(cb_arg: *mut c_void, value: T, ended: impl FnOnce(&K)) {
+pub(crate) unsafe fn complete<T, K>(
+    cb_arg: *mut c_void,
+    value: T,
+    ended: impl FnOnce(&K),
+    wake: impl FnOnce(Waiter),
+) {
     // SAFETY: the slot of a pending operation, by contract; it is not null.
     let at = unsafe { NonNull::new_unchecked(cb_arg.cast::<Slot<T, K>>()) };
     // SAFETY: it is not free, so it is there.
@@ -268,7 +274,7 @@ pub(crate) unsafe fn complete<T, K>(cb_arg: *mut c_void, value: T, ended: impl F
         slot.state.set(State::Completed);
         // The slot may be gone when this returns.
         if let Some(waiter) = slot.take_waiter() {
-            waiter.wake();
+            wake(waiter);
         }
     } else {
         debug_assert!(slot.state.get() == State::Orphaned, "an operation completes once");
