@@ -22,6 +22,8 @@ struct State<T> {
     task: Option<Waker>,
     abort: bool,
     ended: bool,
+    /// The handle is gone: nobody takes the result.
+    detached: bool,
 }
 
 impl<T> Shared<T> {
@@ -59,6 +61,7 @@ pub(crate) fn channel<T>() -> (Sender<T>, JoinHandle<T>) {
             task: None,
             abort: false,
             ended: false,
+            detached: false,
         }),
     });
     let sender = Sender {
@@ -104,6 +107,16 @@ impl<T> Future for JoinHandle<T> {
     }
 }
 
+impl<T> Drop for JoinHandle<T> {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.detached = true;
+        let left = (state.result.take(), state.waiter.take());
+        drop(state);
+        drop(left);
+    }
+}
+
 impl<T> fmt::Debug for JoinHandle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JoinHandle")
@@ -119,11 +132,20 @@ impl<T> Sender<T> {
             return;
         }
         state.ended = true;
-        state.result = Some(result);
         let waiter = state.waiter.take();
         let task = state.task.take();
+        let unwanted = if state.detached {
+            Some(result)
+        } else {
+            state.result = Some(result);
+            None
+        };
         drop(state);
         drop(task);
+        // Its destructor may panic. The panic would be the task's, of which nobody wants to know.
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(unwanted))) {
+            std::mem::forget(payload); // whose own destructor may panic in turn
+        }
         if let Some(waiter) = waiter {
             waiter.wake();
         }

@@ -466,3 +466,32 @@ fn no_task_runs_inside_of_what_is_dropped() {
     }
     assert_eq!(*shared.borrow(), 0);
 }
+
+#[test]
+fn a_result_that_nobody_takes_may_panic_when_it_is_dropped() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("in drop");
+        }
+    }
+    let executor = Executor::new(Inbox::new());
+    let io = FakeIo::default();
+    drop(executor.spawn(async { Bomb }));
+    drop(executor.spawn({
+        let (io, home) = (io.clone(), executor.inbox.home());
+        async move {
+            io.wait(home).await;
+            Bomb
+        }
+    }));
+    drop(executor.spawn(async { std::panic::panic_any(Bomb) }));
+    run_all(&executor);
+    io.complete();
+    run_all(&executor);
+    assert!(executor.active.borrow().is_empty());
+    // One that is there is dropped with its handle, in the hands of whoever drops that.
+    let handle = executor.spawn(async { Bomb });
+    run_all(&executor);
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(handle))).is_err());
+}
