@@ -16,6 +16,34 @@ use spdk_rs::buf::DmaBuf;
 use spdk_rs::reactor::{sleep, timeout};
 use spdk_rs::{JoinHandle, op};
 
+/// SPDK asks again for I/O that was put off when another I/O ends, but not when a reset does.
+#[test]
+fn put_off_beside_a_reset() {
+    isolated("put_off_beside_a_reset", || {
+        run(async {
+            let disk = TestDisk::new(MIB);
+            let registered = register(&disk, "rust0").await?;
+            let (_descriptor, channel) = open("rust0")?;
+            disk.hold();
+            let mut io = Box::pin(channel.write(DmaBuf::copy_of(&[7; 512])?, 0));
+            assert!(poll_once(io.as_mut()).is_pending());
+            let mut reset = Box::pin(channel.reset());
+            assert!(poll_once(reset.as_mut()).is_pending());
+            until("both are held", || disk.seen(Kind::Reset) == 1).await?;
+            let [write, reset_io] = <[Io; 2]>::try_from(disk.take_held()).expect("two");
+            disk.release();
+            write.complete(Status::NoMemory);
+            reset_io.complete(Status::Success);
+            timeout(LIMIT, reset).await??;
+            timeout(LIMIT, io).await?.into_result()?;
+            assert_eq!(disk.content()[..512], [7; 512]);
+            timeout(LIMIT, registered.unregister()).await??;
+            anyhow::Ok(())
+        })
+        .expect("the scenario");
+    });
+}
+
 /// A reset aborts what waits in SPDK's queues, one after the other. Who waits for the first may
 /// set the second going.
 #[test]

@@ -11,6 +11,7 @@
 use std::cell::{Cell, UnsafeCell};
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use spdk_sys::{
     spdk_bdev_io, spdk_bdev_io_status, spdk_io_channel, spdk_io_channel_iter, spdk_poller, spdk_thread,
@@ -387,16 +388,20 @@ unsafe fn finish(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, ending: En
 /// As [`finish`].
 #[cold]
 unsafe fn put_off(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, others: usize) {
-    // SAFETY: as in `finish`.
+    // SAFETY: as in `finish`; the bdev stays as long as there is I/O. Another thread may begin or
+    // end a reset of its own meanwhile.
     unsafe {
         if Kind::of((*raw.as_ptr()).type_.into()) == Some(Kind::Reset) {
             complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_FAILED);
             return;
         }
-        if others > 0 {
+        // SPDK tries again when another I/O of the channel ends, if that is no reset. There is
+        // one reset at a time; it is this channel's or another's.
+        let reset = &raw mut (*(*raw.as_ptr()).bdev).internal.reset_in_progress;
+        let resets = usize::from(!AtomicPtr::from_ptr(reset).load(Ordering::Relaxed).is_null());
+        if others > resets {
             complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_NOMEM);
         } else {
-            // SPDK tries again when another I/O of the channel ends: there is none.
             (*header.as_ptr()).do_later((raw, Ending::NONE));
         }
     }
