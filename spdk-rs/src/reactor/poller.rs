@@ -111,9 +111,14 @@ impl Drop for Poller {
         let inner = Rc::clone(&self.0);
         self.0.owner.run(move || {
             let mut raw = inner.raw.replace(std::ptr::null_mut());
-            // SAFETY: this is the thread that registered the poller; SPDK allows a poller to
-            // unregister itself, and calls it never again. `inner` lives until here.
-            unsafe { spdk_sys::spdk_poller_unregister(&mut raw) };
+            // A poller that has paused itself and is then unregistered, still inside of its function,
+            // SPDK would take off a list that it is not on: it has to be back on its own before.
+            // SAFETY: this is the thread that registered the poller; SPDK allows a poller to resume
+            // and unregister itself, and calls it never again. `inner` lives until here.
+            unsafe {
+                spdk_sys::spdk_poller_resume(raw);
+                spdk_sys::spdk_poller_unregister(&mut raw);
+            }
         });
     }
 }
