@@ -54,7 +54,9 @@
 #include "bdev/null/bdev_null.h"
 #include "bdev/nvme/bdev_nvme.h"
 #include "bdev/nvme/common.h"
+#include "bdev/passthru/vbdev_passthru.h"
 #include "bdev/raid/bdev_raid.h"
+#include "bdev/split/vbdev_split.h"
 #include "bdev/uring/bdev_uring.h"
 #include "event/subsystems/nvmf/event_nvmf.h"
 

@@ -1,6 +1,7 @@
 //! Block devices on files (and on the kernel's own block devices), through Linux AIO.
 
-use std::fs::OpenOptions;
+use std::ffi::CString;
+use std::fs::{Metadata, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -22,17 +23,32 @@ pub fn create(name: &str, path: impl AsRef<Path>, block_size: u32) -> Result<Bde
     const WHAT: &str = "create AIO bdev";
     let path = path.as_ref();
     let named = new_name(WHAT, name)?;
+    let (c_path, _) = check_file(WHAT, name, path, block_size)?;
+    // SAFETY: on the app thread (new_name); both texts are copied.
+    let rc = unsafe { spdk_sys::create_aio_bdev(named.as_ptr(), c_path.as_ptr(), block_size) };
+    Error::check(WHAT, name, rc)
+        .map_err(|error| error.with_detail(format!("{}, blocks of {block_size}", path.display())))?;
+    Bdev::find(name)
+}
+
+/// The path of a file that is to become a block device, for C, and what it is. SPDK's own errno is
+/// that of whatever it logged with in between, if it has one at all: ask first.
+pub(super) fn check_file(
+    what: &'static str,
+    name: &str,
+    path: &Path,
+    block_size: u32,
+) -> Result<(CString, Metadata)> {
     let shown = path.display();
-    // SPDK's own errno is that of whatever it logged with in between: ask first.
     let file = OpenOptions::new().read(true).write(true).open(path);
-    let size = file.and_then(|file| file.metadata()).map_err(|error| {
+    let metadata = file.and_then(|file| file.metadata()).map_err(|error| {
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
-        Error::from_errno(WHAT, name, errno).with_detail(format!("cannot open {shown}"))
+        Error::from_errno(what, name, errno).with_detail(format!("cannot open {shown}"))
     })?;
-    if size.is_file() && size.len() < u64::from(block_size.max(512)) {
+    if metadata.is_file() && metadata.len() < u64::from(block_size.max(512)) {
         return Err(Error::new(
             ErrorKind::InvalidArgument,
-            WHAT,
+            what,
             name,
             format!("{shown} is smaller than a block"),
         ));
@@ -40,18 +56,14 @@ pub fn create(name: &str, path: impl AsRef<Path>, block_size: u32) -> Result<Bde
     if block_size != 0 && (block_size < 512 || !block_size.is_power_of_two()) {
         return Err(Error::new(
             ErrorKind::InvalidArgument,
-            WHAT,
+            what,
             name,
             format!("block size {block_size} is not a power of two of at least 512"),
         ));
     }
-    let c_path = std::ffi::CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| Error::new(ErrorKind::InvalidArgument, WHAT, name, "the path contains a NUL"))?;
-    // SAFETY: on the app thread (new_name); both texts are copied.
-    let rc = unsafe { spdk_sys::create_aio_bdev(named.as_ptr(), c_path.as_ptr(), block_size) };
-    Error::check(WHAT, name, rc)
-        .map_err(|error| error.with_detail(format!("{shown}, blocks of {block_size}")))?;
-    Bdev::find(name)
+    let c_path = CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| Error::new(ErrorKind::InvalidArgument, what, name, "the path contains a NUL"))?;
+    Ok((c_path, metadata))
 }
 
 /// Deletes an AIO block device; the file stays. Waits until everybody who has it open has closed

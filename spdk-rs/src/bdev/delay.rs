@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Bdev, c_name, lookup, new_name};
+use super::{Bdev, c_name, lookup, new_base, new_name};
 use crate::{Error, ErrorKind, Result};
 
 /// How long I/O takes at least. Latencies are counted in whole microseconds.
@@ -41,24 +41,18 @@ fn micros(latency: Duration) -> u64 {
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] if there is no `base`; [`ErrorKind::PermissionDenied`] if it is claimed;
-/// [`ErrorKind::AlreadyExists`] if the name is taken; [`ErrorKind::InvalidArgument`] if a p99
+/// [`ErrorKind::Busy`] if it is being removed; [`ErrorKind::AlreadyExists`] if the name is taken; [`ErrorKind::InvalidArgument`] if a p99
 /// latency is less than its average; [`ErrorKind::WrongThread`] if not called on the app thread.
 #[doc(alias = "create_delay_disk")]
 pub fn create(name: &str, base: &str, latency: Latency) -> Result<Bdev> {
     const WHAT: &str = "create delay bdev";
     let named = new_name(WHAT, name)?;
     // SPDK would wait for the base to appear, which is not asked for here.
-    let base_bdev = Bdev::find(base)?;
-    if let Some(module) = base_bdev.claimed_by() {
-        let why = format!("its base {base} is claimed by {module}");
-        return Err(Error::new(ErrorKind::PermissionDenied, WHAT, name, why));
-    }
+    let (_, c_base) = new_base(WHAT, name, base)?;
     if latency.read_p99 < latency.read || latency.write_p99 < latency.write {
         let why = "a p99 latency is less than the average";
         return Err(Error::new(ErrorKind::InvalidArgument, WHAT, name, why));
     }
-    // By its name proper: the association that SPDK keeps does not know aliases.
-    let c_base = c_name(WHAT, base_bdev.name())?;
     // SAFETY: on the app thread (new_name); both texts are copied.
     let rc = unsafe {
         spdk_sys::create_delay_disk(

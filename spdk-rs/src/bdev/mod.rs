@@ -27,6 +27,13 @@
 //! # Ok(()) }
 //! ```
 //!
+//! # Kinds
+//!
+//! Each has a module with `create` and `delete`: [`malloc`], [`null`], [`aio`] and `uring` stand by
+//! themselves; [`delay`], [`error`], [`passthru`], [`split`] and `raid0` lie over others, which
+//! they claim. (`uring` and `raid0` are cargo features, `uring` and `raid`.) Volumes are in
+//! [`lvol`](crate::lvol), devices written in Rust in [`bdev_module`](crate::bdev_module).
+//!
 //! Block devices are looked up, created and deleted on the [app thread](crate::reactor::Thread::app)
 //! (SPDK changes their list there, without a lock for readers). They may be opened on any thread.
 
@@ -34,12 +41,19 @@ pub mod aio;
 mod channel;
 pub mod delay;
 mod descriptor;
+pub mod error;
 mod examine;
 mod io;
 pub(crate) mod kind;
 pub mod malloc;
 pub mod null;
+pub mod passthru;
+#[cfg(feature = "raid")]
+pub mod raid0;
+pub mod split;
 mod transfer;
+#[cfg(feature = "uring")]
+pub mod uring;
 
 use std::ffi::{CStr, CString};
 
@@ -49,6 +63,7 @@ pub use uuid::Uuid;
 pub use channel::Channel;
 pub use descriptor::{Descriptor, Mode, Removed};
 pub use examine::wait_for_examine;
+pub use kind::Kind;
 pub use transfer::{IoBuf, Read, Write};
 
 use crate::op::{self, RcCallback, Submitted};
@@ -230,6 +245,30 @@ pub(crate) fn new_name(what: &'static str, name: &str) -> Result<CString> {
         return Err(Error::new(ErrorKind::AlreadyExists, what, name, why));
     }
     Ok(c_name)
+}
+
+/// Finds the bdev that a new one, `name`, is to be made over, and claim. Its name proper comes
+/// along, for C: the lists that SPDK's modules keep of their bases do not know aliases.
+pub(crate) fn new_base(what: &'static str, name: &str, base: &str) -> Result<(Bdev, CString)> {
+    let bdev = lookup(what, base)?;
+    // SAFETY: `lookup` found the bdev on the app thread, on which it cannot go away before this
+    // returns; the state is read only.
+    let (base, removing) = unsafe {
+        let removing = (*bdev).internal.status == spdk_sys::SPDK_BDEV_STATUS_REMOVING;
+        (Bdev::of(bdev), removing)
+    };
+    // SPDK answers these two with an error of its own kind for each module, or leaves something
+    // half-made behind.
+    if removing {
+        let why = format!("its base {} is being removed", base.name);
+        return Err(Error::new(ErrorKind::Busy, what, name, why));
+    }
+    if let Some(module) = base.claimed_by() {
+        let why = format!("its base {} is claimed by {module}", base.name);
+        return Err(Error::new(ErrorKind::PermissionDenied, what, name, why));
+    }
+    let c_base = c_name(what, &base.name)?;
+    Ok((base, c_base))
 }
 
 /// Deletes a bdev with its module's own function, which always calls back.
