@@ -3,8 +3,13 @@
 
 mod common;
 
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
-use common::bdev::{LIMIT, poll_once};
+use common::bdev::{LIMIT, poll_once, until};
 use common::{isolated, run};
 use spdk_rs::bdev::delay::Latency;
 use spdk_rs::bdev::{self, Bdev, Mode, aio, delay, error, malloc};
@@ -12,7 +17,6 @@ use spdk_rs::buf::DmaPool;
 use spdk_rs::lvol::{LvolStore, Provisioning, StoreOptions};
 use spdk_rs::reactor::{Thread, sleep, timeout};
 use spdk_rs::{ErrorKind, op};
-use std::time::Duration;
 
 const DEPTH: usize = 48;
 const BLOCK: usize = 4096;
@@ -25,7 +29,7 @@ struct Seen {
 
 /// Keeps I/O in flight until the device is gone, and tries once more; a third of the futures is
 /// dropped.
-async fn use_up(descriptor: bdev::Descriptor, pool: DmaPool) -> Result<Seen> {
+async fn use_up(descriptor: bdev::Descriptor, pool: DmaPool, gone: Arc<AtomicBool>) -> Result<Seen> {
     let channels = [descriptor.channel()?, descriptor.channel()?];
     let mut seen = Seen { well: 0, removed: 0 };
     let mut was_removed = false;
@@ -68,6 +72,8 @@ async fn use_up(descriptor: bdev::Descriptor, pool: DmaPool) -> Result<Seen> {
         was_removed = descriptor.is_removed();
         sleep(Duration::ZERO).await;
     }
+    // The handles are still there: it is not they that the removal waits for.
+    until("the device is gone", || gone.load(Ordering::Acquire)).await?;
     Ok(seen)
 }
 
@@ -79,12 +85,16 @@ where
     let pools = [DmaPool::new(DEPTH, BLOCK)?, DmaPool::new(DEPTH, BLOCK)?];
     let worker = Thread::create("worker", 0)?;
     let disk = Bdev::find(name)?;
+    let gone = Arc::new(AtomicBool::new(false));
+    let (gone_here, gone_there) = (Arc::clone(&gone), Arc::clone(&gone));
     let (opened, pool) = (disk.open(Mode::ReadWrite)?, pools[1].clone());
-    let there = worker.spawn_on(move || async move { use_up(disk.open(Mode::ReadWrite)?, pool).await })?;
-    let here = spdk_rs::spawn(use_up(opened, pools[0].clone()));
+    let there = worker
+        .spawn_on(move || async move { use_up(disk.open(Mode::ReadWrite)?, pool, gone_there).await })?;
+    let here = spdk_rs::spawn(use_up(opened, pools[0].clone(), gone_here));
     sleep(Duration::from_millis(20)).await;
     ensure!(op::outstanding() > 0, "nothing is in flight");
     timeout(LIMIT, remove).await??;
+    gone.store(true, Ordering::Release);
     for seen in [timeout(LIMIT, here).await???, timeout(LIMIT, there).await???] {
         ensure!(seen.well > 0, "no I/O before the removal");
         ensure!(seen.removed > 0, "I/O went on after the removal");
