@@ -2,10 +2,16 @@
 
 mod common;
 
+use std::ffi::CString;
+use std::ptr::null_mut;
+
 use anyhow::Result;
-use common::{isolated, run};
+use common::bdev::register;
+use common::disk::TestDisk;
+use common::{builder, isolated, run};
 use spdk_rs::ErrorKind;
-use spdk_rs::bdev::{self, Bdev, Mode};
+use spdk_rs::bdev::{self, Bdev, IoType, Mode, Protection};
+use spdk_rs::bdev_module::Properties;
 use spdk_rs::buf::DmaBuf;
 
 fn file_of(mib: u64) -> Result<tempfile::NamedTempFile> {
@@ -108,5 +114,92 @@ fn what_exists_is_found_and_what_does_not_is_told() {
             anyhow::Ok(())
         })
         .expect("the scenario");
+    });
+}
+
+#[test]
+fn devices_tell_what_they_can_do() {
+    isolated("devices_tell_what_they_can_do", || {
+        run(async {
+            let ram = bdev::malloc::create("ram", 2048, 512)?;
+            for io_type in IoType::ALL {
+                // Two of them with SPDK's help.
+                let able = !matches!(io_type, IoType::NvmeAdmin | IoType::NvmeIo);
+                assert_eq!(ram.supports(io_type), able, "{io_type:?}");
+            }
+            assert!(ram.has_write_cache());
+            assert_eq!((ram.write_unit(), ram.optimal_io_boundary()), (1, None));
+            assert_eq!((ram.metadata(), ram.is_zoned()), (None, false));
+            assert_eq!((ram.max_compare_and_write(), ram.optimal_open_zones()), (1, None));
+
+            let protected = protected_null("protected")?;
+            assert_eq!(protected.block_size(), 520);
+            let metadata = protected.metadata().expect("metadata");
+            assert_eq!((metadata.size, metadata.interleaved), (8, true));
+            assert_eq!(metadata.protection, Some(Protection::Type1));
+            assert!(!protected.has_write_cache());
+            assert!(!protected.supports(IoType::Unmap) && !protected.supports(IoType::Flush));
+            assert!(protected.supports(IoType::Abort) && protected.supports(IoType::Zcopy));
+
+            let reads = Properties::new(512, 2048)
+                .read_only()
+                .optimal_io_boundary(16, true);
+            let disk = TestDisk::with(reads, 2048 * 512);
+            let registered = register(&disk, "reads").await?;
+            let reads = Bdev::find("reads")?;
+            assert_eq!(reads.optimal_io_boundary(), Some(16));
+            assert!(reads.supports(IoType::Compare));
+            for io_type in [
+                IoType::Write,
+                IoType::CompareAndWrite,
+                IoType::Zcopy,
+                IoType::WriteZeroes,
+            ] {
+                assert!(!reads.supports(io_type), "{io_type:?}");
+            }
+            registered.unregister().await?;
+            anyhow::Ok(())
+        })
+        .expect("the scenario");
+    });
+}
+
+/// A null bdev with protection information at the end of each block, which SPDK makes from JSON alone.
+fn protected_null(name: &str) -> Result<Bdev> {
+    let c_name = CString::new(name)?;
+    let mut bdev = null_mut();
+    // SAFETY: on the app thread; a plain struct, for which zero is valid; the name is copied.
+    let rc = unsafe {
+        let mut opts: spdk_sys::spdk_null_bdev_opts = std::mem::zeroed();
+        opts.name = c_name.as_ptr();
+        opts.num_blocks = 2048;
+        opts.block_size = 520;
+        opts.md_size = 8;
+        opts.md_interleave = true;
+        opts.dif_type = spdk_sys::SPDK_DIF_TYPE1;
+        spdk_sys::bdev_null_create(&mut bdev, &opts)
+    };
+    assert_eq!(rc, 0);
+    Ok(Bdev::find(name)?)
+}
+
+/// SPDK makes zones on any device, by JSON alone.
+#[test]
+fn zones_are_told() {
+    isolated("zones_are_told", || {
+        let config = tempfile::NamedTempFile::new().expect("a file");
+        let json = r#"{"subsystems": [{"subsystem": "bdev", "config": [
+            {"method": "bdev_malloc_create", "params": {"name": "ram", "num_blocks": 8192, "block_size": 512}},
+            {"method": "bdev_zone_block_create", "params": {"name": "zoned", "base_bdev": "ram",
+                "zone_capacity": 1024, "optimal_open_zones": 3}}]}]}"#;
+        std::fs::write(config.path(), json).expect("written");
+        let runtime = builder().json_config(config.path()).build().expect("options");
+        let ended = runtime.run(async {
+            let zoned = Bdev::find("zoned")?;
+            assert!(zoned.is_zoned());
+            assert_eq!(zoned.optimal_open_zones(), Some(3));
+            anyhow::Ok(())
+        });
+        ended.expect("started").expect("the scenario");
     });
 }

@@ -5,7 +5,7 @@ mod common;
 use anyhow::{Result, ensure};
 use common::bdev::{LIMIT, Raw, open, pattern, poll_once, read, until, write};
 use common::{isolated, run};
-use spdk_rs::bdev::{self, Bdev, Kind, Mode, error, malloc, passthru, split};
+use spdk_rs::bdev::{self, Bdev, IoType, Mode, error, malloc, passthru, split};
 use spdk_rs::buf::DmaBuf;
 use spdk_rs::reactor::timeout;
 use spdk_rs::{Error, ErrorKind};
@@ -52,7 +52,7 @@ fn error_fails_and_holds() {
             write(&channel, &old, 0).await?;
 
             // Two writes and no more; reads are not concerned, and nothing has reached the base.
-            error::fail("EE_ram", Kind::Write, 2)?;
+            error::fail("EE_ram", IoType::Write, 2)?;
             for seed in [2, 3] {
                 let failed = write(&channel, &pattern(4096, seed), 0).await.unwrap_err();
                 assert_eq!(failed.kind(), ErrorKind::Io, "{failed}");
@@ -60,18 +60,18 @@ fn error_fails_and_holds() {
             }
             write(&channel, &pattern(4096, 4), 0).await?;
             assert_eq!(read(&channel, 4096, 0).await?, pattern(4096, 4));
-            error::fail("EE_ram", Kind::Unmap, 1)?;
+            error::fail("EE_ram", IoType::Unmap, 1)?;
             assert_eq!(kind(channel.unmap(0, 4096).await), Some(ErrorKind::Io));
-            error::fail("EE_ram", Kind::Flush, 1)?;
+            error::fail("EE_ram", IoType::Flush, 1)?;
             assert_eq!(kind(channel.flush().await), Some(ErrorKind::Io));
-            error::fail("EE_ram", Kind::Read, u32::MAX)?;
+            error::fail("EE_ram", IoType::Read, u32::MAX)?;
             assert_eq!(kind(read(&channel, 512, 0).await), Some(ErrorKind::Io));
-            error::fail("EE_ram", Kind::Read, 0)?;
+            error::fail("EE_ram", IoType::Read, 0)?;
             read(&channel, 512, 0).await?;
             assert_eq!(kind(channel.write_zeroes(0, 512).await), Some(ErrorKind::Io));
 
             // SAFETY: all I/O is on this thread.
-            unsafe { error::hold("EE_ram", Kind::Read, 1)? };
+            unsafe { error::hold("EE_ram", IoType::Read, 1)? };
             let mut held = Box::pin(channel.read(DmaBuf::new(512)?, 0));
             assert!(poll_once(held.as_mut()).is_pending());
             read(&channel, 512, 0).await?;
@@ -83,15 +83,15 @@ fn error_fails_and_holds() {
             );
 
             assert_eq!(
-                kind(error::fail("EE_ram", Kind::Reset, 1)),
+                kind(error::fail("EE_ram", IoType::Reset, 1)),
                 Some(ErrorKind::Unsupported)
             );
             assert_eq!(
-                kind(error::fail("ram", Kind::Read, 1)),
+                kind(error::fail("ram", IoType::Read, 1)),
                 Some(ErrorKind::InvalidArgument)
             );
             assert_eq!(
-                kind(error::fail("absent", Kind::Read, 1)),
+                kind(error::fail("absent", IoType::Read, 1)),
                 Some(ErrorKind::NotFound)
             );
             assert_eq!(kind(error::delete("ram").await), Some(ErrorKind::InvalidArgument));

@@ -8,7 +8,7 @@ use spdk_sys::spdk_io_channel;
 
 use super::descriptor::{Inner as DescriptorInner, Mode};
 use super::io::{self, IoSlots, Payload};
-use super::kind::Kind;
+use super::kind::IoType;
 use super::transfer::{Read, Write};
 use crate::buf::{DmaBuf, DmaBufList};
 use crate::{Error, ErrorKind, Result};
@@ -47,7 +47,7 @@ impl ChannelInner {
     /// Whether SPDK can be asked: what it cannot find out itself. (What it refuses is explained
     /// by [`Self::check`].)
     #[inline]
-    pub(super) fn is_fine(&self, kind: Kind, offset: u64, len: u64) -> bool {
+    pub(super) fn is_fine(&self, kind: IoType, offset: u64, len: u64) -> bool {
         let descriptor = &self.descriptor;
         len != 0
             && descriptor.is_aligned(offset | len)
@@ -58,7 +58,7 @@ impl ChannelInner {
 
     /// Everything that can be known to fail without asking the device.
     #[cold]
-    pub(super) fn check(&self, kind: Kind, offset: u64, len: u64) -> Result<()> {
+    pub(super) fn check(&self, kind: IoType, offset: u64, len: u64) -> Result<()> {
         let descriptor = &self.descriptor;
         let what = kind.what();
         let name = descriptor.name();
@@ -71,7 +71,7 @@ impl ChannelInner {
             let why = "the device cannot do that";
             return Err(Error::new(ErrorKind::Unsupported, what, name, why));
         }
-        if kind == Kind::Reset {
+        if !kind.has_range() {
             return Ok(());
         }
         let range = || format!("{len} bytes at {offset}");
@@ -192,7 +192,7 @@ impl Channel {
     /// See [`Channel`].
     #[doc(alias = "spdk_bdev_write_zeroes")]
     pub async fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
-        self.range(Kind::WriteZeroes, offset, len).await
+        self.range(IoType::WriteZeroes, offset, len).await
     }
 
     /// Gives the blocks of a range back to the device; what they read as after that is the
@@ -202,7 +202,7 @@ impl Channel {
     /// See [`Channel`].
     #[doc(alias = "spdk_bdev_unmap")]
     pub async fn unmap(&self, offset: u64, len: u64) -> Result<()> {
-        self.range(Kind::Unmap, offset, len).await
+        self.range(IoType::Unmap, offset, len).await
     }
 
     /// Makes what was written lasting, for the whole device. Returns at once where the device
@@ -213,7 +213,7 @@ impl Channel {
     #[doc(alias = "spdk_bdev_flush")]
     pub async fn flush(&self) -> Result<()> {
         let size = self.0.descriptor.size();
-        match self.range(Kind::Flush, 0, size).await {
+        match self.range(IoType::Flush, 0, size).await {
             Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
             result => result,
         }
@@ -225,10 +225,10 @@ impl Channel {
     /// See [`Channel`].
     #[doc(alias = "spdk_bdev_reset")]
     pub async fn reset(&self) -> Result<()> {
-        self.range(Kind::Reset, 0, 0).await
+        self.range(IoType::Reset, 0, 0).await
     }
 
-    async fn range(&self, kind: Kind, offset: u64, len: u64) -> Result<()> {
+    async fn range(&self, kind: IoType, offset: u64, len: u64) -> Result<()> {
         let mut op = io::prepare(&self.0, kind, offset, len, || Payload::None);
         std::future::poll_fn(move |cx| io::poll(&mut op, cx, io::submit_now, |result, _| result)).await
     }

@@ -12,7 +12,7 @@ use spdk_sys::{spdk_bdev, spdk_bdev_desc, spdk_bdev_event_type};
 
 use super::c_name;
 use super::channel::{Channel, ChannelInner};
-use super::kind::{Kind, Kinds};
+use super::kind::{self, IoType, Kinds};
 use crate::reactor::Owner;
 use crate::{Error, ErrorKind, Result, guard};
 
@@ -360,21 +360,14 @@ impl Inner {
     }
 
     fn read_kinds(&self) {
-        let can = |kind: &Kind| {
-            // SAFETY: the descriptor is open, which keeps the bdev. For zeroes the answer includes
-            // that SPDK can write them from a buffer.
-            unsafe {
-                let bdev = spdk_sys::spdk_bdev_desc_get_bdev(self.raw.get());
-                spdk_sys::spdk_bdev_io_type_supported(bdev, *kind as u32)
-            }
-        };
-        let supported = Kind::ALL.into_iter().filter(can);
-        self.supported.set(supported.fold(Kinds::NONE, Kinds::with));
+        // SAFETY: the descriptor is open, which keeps the bdev.
+        let supported = unsafe { kind::supported(spdk_sys::spdk_bdev_desc_get_bdev(self.raw.get())) };
+        self.supported.set(supported);
     }
 
     /// Whether the device can do it.
     #[inline]
-    pub(super) fn supports(&self, kind: Kind) -> bool {
+    pub(super) fn supports(&self, kind: IoType) -> bool {
         self.supported.get().contains(kind as u32)
     }
 

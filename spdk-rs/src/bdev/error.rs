@@ -4,7 +4,7 @@
 //! a write of zeroes always fails (SPDK's error bdev does not know it, though it says that it does
 //! what its base does), and a reset ends what is [held](hold), and does not reach the base.
 
-use super::kind::Kind;
+use super::kind::IoType;
 use super::{Bdev, lookup, new_base, new_name};
 use crate::{Error, ErrorKind, Result};
 
@@ -40,7 +40,7 @@ pub fn create(base: &str) -> Result<Bdev> {
 /// kind; [`ErrorKind::Unsupported`] for write zeroes and resets; [`ErrorKind::WrongThread`] if not
 /// called on the app thread.
 #[doc(alias = "vbdev_error_inject_error")]
-pub fn fail(name: &str, kind: Kind, count: u32) -> Result<()> {
+pub fn fail(name: &str, kind: IoType, count: u32) -> Result<()> {
     inject("fail I/O", name, kind, spdk_sys::VBDEV_IO_FAILURE, count)
 }
 
@@ -59,12 +59,12 @@ pub fn fail(name: &str, kind: Kind, count: u32) -> Result<()> {
 /// submitted on one spdk_thread only: SPDK keeps what it holds in a list without a lock, and ends
 /// all of it on the thread of the reset.
 #[doc(alias = "vbdev_error_inject_error")]
-pub unsafe fn hold(name: &str, kind: Kind, count: u32) -> Result<()> {
+pub unsafe fn hold(name: &str, kind: IoType, count: u32) -> Result<()> {
     inject("hold I/O", name, kind, spdk_sys::VBDEV_IO_PENDING, count)
 }
 
-fn inject(what: &'static str, name: &str, kind: Kind, error: u32, count: u32) -> Result<()> {
-    if !matches!(kind, Kind::Read | Kind::Write | Kind::Unmap | Kind::Flush) {
+fn inject(what: &'static str, name: &str, kind: IoType, error: u32, count: u32) -> Result<()> {
+    if !matches!(kind, IoType::Read | IoType::Write | IoType::Unmap | IoType::Flush) {
         let why = format!("of the kind {kind:?}: an error bdev has no faults for it");
         return Err(Error::new(ErrorKind::Unsupported, what, name, why));
     }

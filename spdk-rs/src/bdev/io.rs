@@ -13,7 +13,7 @@ use spdk_sys::{
 };
 
 use super::channel::ChannelInner;
-use super::kind::Kind;
+use super::kind::IoType;
 use crate::buf::{DmaBuf, DmaBufList};
 use crate::executor::Waiter;
 use crate::op::Submitted;
@@ -35,7 +35,7 @@ pub(super) type IoOp = SlotOp<Outcome, Keep>;
 
 /// What is to be done, and all that SPDK uses while it works.
 pub(super) struct Keep {
-    kind: Kind,
+    kind: IoType,
     /// In bytes; checked before it is submitted, as the length.
     offset: u64,
     len: u64,
@@ -64,7 +64,7 @@ pub(super) enum Outcome {
 #[inline]
 pub(super) fn prepare(
     channel: &Rc<ChannelInner>,
-    kind: Kind,
+    kind: IoType,
     offset: u64,
     len: u64,
     payload: impl FnOnce() -> Payload,
@@ -201,27 +201,28 @@ pub(super) fn submit_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
     // calls back on it for the others.
     unsafe {
         match (keep.kind, &mut keep.payload) {
-            (Kind::Read, Payload::Buf(_)) => read_now(keep, cb_arg),
-            (Kind::Write, Payload::Buf(_)) => write_now(keep, cb_arg),
-            (Kind::Read, Payload::List(list)) => {
+            (IoType::Read, Payload::Buf(_)) => read_now(keep, cb_arg),
+            (IoType::Write, Payload::Buf(_)) => write_now(keep, cb_arg),
+            (IoType::Read, Payload::List(list)) => {
                 let (iov, n) = list.iovecs(true);
                 spdk_sys::spdk_bdev_readv_blocks(descriptor, channel, iov, n, at, count, done, cb_arg)
             }
-            (Kind::Write, Payload::List(list)) => {
+            (IoType::Write, Payload::List(list)) => {
                 let (iov, n) = list.iovecs(false);
                 spdk_sys::spdk_bdev_writev_blocks(descriptor, channel, iov, n, at, count, done, cb_arg)
             }
-            (Kind::WriteZeroes, _) => {
+            (IoType::WriteZeroes, _) => {
                 spdk_sys::spdk_bdev_write_zeroes_blocks(descriptor, channel, at, count, done, cb_arg)
             }
-            (Kind::Unmap, _) => {
+            (IoType::Unmap, _) => {
                 spdk_sys::spdk_bdev_unmap_blocks(descriptor, channel, at, count, done, cb_arg)
             }
-            (Kind::Flush, _) => {
+            (IoType::Flush, _) => {
                 spdk_sys::spdk_bdev_flush_blocks(descriptor, channel, at, count, done, cb_arg)
             }
-            (Kind::Reset, _) => spdk_sys::spdk_bdev_reset(descriptor, channel, Some(on_reset), cb_arg),
-            (Kind::Read | Kind::Write, Payload::None) => -libc::EINVAL,
+            (IoType::Reset, _) => spdk_sys::spdk_bdev_reset(descriptor, channel, Some(on_reset), cb_arg),
+            // No others are prepared.
+            _ => -libc::EINVAL,
         }
     }
 }

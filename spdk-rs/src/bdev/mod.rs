@@ -48,6 +48,7 @@ pub(crate) mod kind;
 pub mod malloc;
 pub mod null;
 pub mod passthru;
+mod properties;
 #[cfg(feature = "raid")]
 pub mod raid0;
 pub mod split;
@@ -63,9 +64,11 @@ pub use uuid::Uuid;
 pub use channel::Channel;
 pub use descriptor::{Descriptor, Mode, Removed};
 pub use examine::wait_for_examine;
-pub use kind::Kind;
+pub use kind::IoType;
+pub use properties::{Metadata, Protection};
 pub use transfer::{IoBuf, Read, Write};
 
+use self::properties::Properties;
 use crate::op::{self, RcCallback, Submitted};
 use crate::reactor::Thread;
 use crate::{Error, ErrorKind, Result};
@@ -83,6 +86,7 @@ pub struct Bdev {
     num_blocks: u64,
     alignment: usize,
     claimed_by: Option<String>,
+    properties: Properties,
 }
 
 static_assertions::assert_impl_all!(Bdev: Send, Sync);
@@ -127,6 +131,7 @@ impl Bdev {
                 num_blocks: spdk_sys::spdk_bdev_get_num_blocks(bdev),
                 alignment: spdk_sys::spdk_bdev_get_buf_align(bdev),
                 claimed_by: claimed_by(bdev),
+                properties: Properties::of(bdev),
             }
         }
     }
@@ -151,7 +156,8 @@ impl Bdev {
         &self.product
     }
 
-    /// Bytes in a block: what offsets and lengths of I/O are multiples of.
+    /// Bytes in a block: what offsets and lengths of I/O are multiples of. With them goes metadata
+    /// that is [interleaved](Metadata::interleaved).
     pub fn block_size(&self) -> u32 {
         self.block_size
     }

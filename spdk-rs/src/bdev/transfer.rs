@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use super::channel::ChannelInner;
 use super::io::{self, IoOp, Keep, Payload};
-use super::kind::Kind;
+use super::kind::IoType;
 use crate::buf::{BufResult, DmaBuf, DmaBufList};
 
 /// Memory that an I/O can be given: one [`DmaBuf`], or a [`DmaBufList`].
@@ -95,7 +95,7 @@ impl<B: IoBuf> Read<B> {
     pub(super) fn new(channel: &Rc<ChannelInner>, buf: B, offset: u64) -> Self {
         let len = buf.bytes(true) as u64;
         Self {
-            op: io::prepare(channel, Kind::Read, offset, len, || buf.into_payload()),
+            op: io::prepare(channel, IoType::Read, offset, len, || buf.into_payload()),
             buf: PhantomData,
         }
     }
@@ -106,7 +106,7 @@ impl<B: IoBuf> Write<B> {
     pub(super) fn new(channel: &Rc<ChannelInner>, buf: B, offset: u64) -> Self {
         let len = buf.bytes(false) as u64;
         Self {
-            op: io::prepare(channel, Kind::Write, offset, len, || buf.into_payload()),
+            op: io::prepare(channel, IoType::Write, offset, len, || buf.into_payload()),
             buf: PhantomData,
         }
     }
