@@ -55,6 +55,8 @@ pub enum ErrorKind {
     PermissionDenied,
     /// The device (or what lies beneath it) reported a failure.
     Io,
+    /// What is stored is not what it was compared with.
+    Miscompare,
     /// Nobody answers at the address.
     Unreachable,
     /// It took longer than the caller was ready to wait.
@@ -114,7 +116,7 @@ impl ErrorKind {
             Self::TimedOut => libc::ETIMEDOUT,
             Self::Canceled => libc::ECANCELED,
             Self::Unsupported => libc::ENOTSUP,
-            Self::NotRunning | Self::StartFailed | Self::Io | Self::Other => libc::EIO,
+            Self::NotRunning | Self::StartFailed | Self::Io | Self::Miscompare | Self::Other => libc::EIO,
         }
     }
 }
@@ -137,6 +139,11 @@ impl NvmeStatus {
         code: 0,
         cdw0: 0,
     };
+
+    /// Whether a compare found something else.
+    pub(crate) fn is_miscompare(self) -> bool {
+        (self.code_type, self.code) == (2, 0x85)
+    }
 
     /// The errno that stands for this status.
     fn errno(self) -> i32 {
@@ -302,6 +309,11 @@ impl Error {
     ) -> Self {
         let mut error = Self::from_errno(operation, device, status.errno());
         error.0.nvme = Some(status);
+        if status.is_miscompare() {
+            return error
+                .with_kind(ErrorKind::Miscompare)
+                .with_detail("something else is stored");
+        }
         error
     }
 
@@ -454,6 +466,14 @@ mod tests {
         assert_eq!(error.nvme_status(), Some(status));
         assert_eq!(error.kind(), ErrorKind::OutOfRange);
         assert!(error.to_string().contains("code 0x80"));
+        let miscompare = NvmeStatus {
+            code_type: 2,
+            code: 0x85,
+            cdw0: 0,
+        };
+        let error = Error::check_io("compare", "n1", false, miscompare).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Miscompare);
+        assert!(error.to_string().contains("something else is stored"));
         // What SPDK reports for devices that have no NVMe status of their own.
         let internal = NvmeStatus {
             code_type: 0,

@@ -143,6 +143,10 @@ impl Channel {
         Self(inner)
     }
 
+    pub(super) fn inner(&self) -> &Rc<ChannelInner> {
+        &self.0
+    }
+
     /// The device's name.
     pub fn name(&self) -> &str {
         self.0.descriptor.name()

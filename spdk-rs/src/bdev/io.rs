@@ -25,6 +25,8 @@ pub enum Payload {
     None,
     Buf(DmaBuf),
     List(DmaBufList),
+    /// What to compare with, and what to write then: of the same length.
+    Lists(DmaBufList, DmaBufList),
 }
 
 /// The slots of a channel's I/O.
@@ -43,6 +45,28 @@ pub(super) struct Keep {
     channel: Rc<ChannelInner>,
     /// In SPDK's queue while the I/O waits for memory; filled then.
     wait: MaybeUninit<spdk_bdev_io_wait_entry>,
+}
+
+impl Keep {
+    /// Everything that can be known to be wrong with it without asking the device.
+    #[cold]
+    fn problem(&self) -> Result<()> {
+        self.channel.check(self.kind, self.offset, self.len)?;
+        if self.kind != IoType::CompareAndWrite {
+            return Ok(());
+        }
+        let descriptor = self.channel.descriptor();
+        // SAFETY: the descriptor is open (checked just now), which keeps the bdev.
+        let max =
+            unsafe { spdk_sys::spdk_bdev_get_acwu(spdk_sys::spdk_bdev_desc_get_bdev(descriptor.raw())) };
+        let (_, blocks) = descriptor.blocks(self.offset, self.len);
+        if blocks > u64::from(max) {
+            let why = format!("{blocks} blocks: the device does no more than {max} at once");
+            let (what, name) = (self.kind.what(), descriptor.name());
+            return Err(Error::new(ErrorKind::InvalidArgument, what, name, why));
+        }
+        Ok(())
+    }
 }
 
 /// What became of it.
@@ -114,7 +138,7 @@ pub(super) fn poll<R>(
 #[cold]
 fn check(op: &mut IoOp) {
     op.submit(|keep: &mut Keep, cb_arg| {
-        if let Err(error) = keep.channel.check(keep.kind, keep.offset, keep.len) {
+        if let Err(error) = keep.problem() {
             return Submitted::Failed(Outcome::Invalid(error));
         }
         submit(keep, cb_arg)
@@ -128,7 +152,7 @@ fn not_taken(keep: &mut Keep, cb_arg: *mut c_void, rc: i32) -> Submitted<Outcome
     if rc == -libc::ENOMEM {
         return submit(keep, cb_arg);
     }
-    match keep.channel.check(keep.kind, keep.offset, keep.len) {
+    match keep.problem() {
         Ok(()) => Submitted::Failed(Outcome::Refused(rc)),
         Err(error) => Submitted::Failed(Outcome::Invalid(error)),
     }
@@ -197,7 +221,7 @@ pub(super) fn submit_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
     let (at, count) = keep.channel.descriptor().blocks(keep.offset, keep.len);
     // SAFETY: descriptor and channel are open, and stay so until the callback: the keep holds
     // them. The memory, too; it has `len` bytes: its capacity for a read, its initialised part
-    // for a write. This is the channel's thread: checked before the first attempt, and SPDK
+    // for what reads it only. This is the channel's thread: checked before the first attempt, and SPDK
     // calls back on it for the others.
     unsafe {
         match (keep.kind, &mut keep.payload) {
@@ -219,6 +243,21 @@ pub(super) fn submit_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
             }
             (IoType::Flush, _) => {
                 spdk_sys::spdk_bdev_flush_blocks(descriptor, channel, at, count, done, cb_arg)
+            }
+            (IoType::Compare, Payload::Buf(buf)) => {
+                let buf = buf.as_mut_ptr().cast();
+                spdk_sys::spdk_bdev_compare_blocks(descriptor, channel, buf, at, count, done, cb_arg)
+            }
+            (IoType::Compare, Payload::List(list)) => {
+                let (iov, n) = list.iovecs(false);
+                spdk_sys::spdk_bdev_comparev_blocks(descriptor, channel, iov, n, at, count, done, cb_arg)
+            }
+            (IoType::CompareAndWrite, Payload::Lists(expected, data)) => {
+                let (old, n) = expected.iovecs(false);
+                let (new, m) = data.iovecs(false);
+                spdk_sys::spdk_bdev_comparev_and_writev_blocks(
+                    descriptor, channel, old, n, new, m, at, count, done, cb_arg,
+                )
             }
             (IoType::Reset, _) => spdk_sys::spdk_bdev_reset(descriptor, channel, Some(on_reset), cb_arg),
             // No others are prepared.
@@ -303,13 +342,33 @@ unsafe extern "C" fn on_reset(bdev_io: *mut spdk_bdev_io, success: bool, cb_arg:
 #[cold]
 unsafe fn nvme_status(bdev_io: *mut spdk_bdev_io) -> NvmeStatus {
     let (mut cdw0, mut code_type, mut code) = (0, 0, 0);
-    // SAFETY: by contract; this reads only.
-    unsafe { spdk_sys::spdk_bdev_io_get_nvme_status(bdev_io, &mut cdw0, &mut code_type, &mut code) };
-    NvmeStatus {
+    let (mut second_type, mut second_code) = (0, 0);
+    let status = |code_type: c_int, code: c_int, cdw0| NvmeStatus {
         code_type: u8::try_from(code_type).unwrap_or(u8::MAX),
         code: u8::try_from(code).unwrap_or(u8::MAX),
         cdw0,
+    };
+    // SAFETY: by contract; these read only. What SPDK v20.07 itself has found to differ it tells
+    // in the words of two fused commands alone.
+    unsafe {
+        let io_type = u32::from((*bdev_io).type_);
+        if io_type == IoType::Compare as u32 || io_type == IoType::CompareAndWrite as u32 {
+            spdk_sys::spdk_bdev_io_get_nvme_fused_status(
+                bdev_io,
+                &mut cdw0,
+                &mut code_type,
+                &mut code,
+                &mut second_type,
+                &mut second_code,
+            );
+            let first = status(code_type, code, cdw0);
+            if first.is_miscompare() {
+                return first;
+            }
+        }
+        spdk_sys::spdk_bdev_io_get_nvme_status(bdev_io, &mut cdw0, &mut code_type, &mut code);
     }
+    status(code_type, code, cdw0)
 }
 
 /// SPDK calls this, once, when there is memory for an I/O that waited.

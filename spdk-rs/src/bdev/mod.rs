@@ -39,6 +39,7 @@
 
 pub mod aio;
 mod channel;
+mod compare;
 pub mod delay;
 mod descriptor;
 pub mod error;

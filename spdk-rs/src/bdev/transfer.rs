@@ -27,6 +27,9 @@ mod sealed {
         fn from_payload(payload: Payload) -> Option<Self>
         where
             Self: Sized;
+        /// For functions of C's that take lists only.
+        fn into_list(self) -> DmaBufList;
+        fn from_list(list: DmaBufList) -> Self;
         /// # Safety
         /// Every byte of the capacity is initialised.
         unsafe fn filled(&mut self);
@@ -48,6 +51,15 @@ mod sealed {
                 _ => None,
             }
         }
+        fn into_list(self) -> DmaBufList {
+            DmaBufList::new(vec![self])
+        }
+        fn from_list(list: DmaBufList) -> Self {
+            match list.into_bufs().pop() {
+                Some(buf) => buf,
+                None => unreachable!("a list made of one"),
+            }
+        }
         #[inline]
         unsafe fn filled(&mut self) {
             // SAFETY: by contract.
@@ -67,6 +79,12 @@ mod sealed {
                 Payload::List(list) => Some(list),
                 _ => None,
             }
+        }
+        fn into_list(self) -> DmaBufList {
+            self
+        }
+        fn from_list(list: DmaBufList) -> Self {
+            list
         }
         unsafe fn filled(&mut self) {
             // SAFETY: by contract.
@@ -114,7 +132,7 @@ impl<B: IoBuf> Write<B> {
 
 /// The memory comes back.
 #[inline(always)]
-fn take<B: IoBuf>(keep: &mut Keep) -> B {
+pub(super) fn take<B: IoBuf>(keep: &mut Keep) -> B {
     let payload = std::mem::replace(&mut keep.payload, Payload::None);
     match B::from_payload(payload) {
         Some(buf) => buf,
