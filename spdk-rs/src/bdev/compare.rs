@@ -60,7 +60,14 @@ impl Channel {
         data: DmaBuf,
         offset: u64,
     ) -> BufResult<(), (DmaBuf, DmaBuf)> {
-        self.compare_and_write_any(expected, data, offset).await
+        let list = |buf| DmaBufList::new(vec![buf]); // C takes lists only
+        let lists = self.comparev_and_writev(list(expected), list(data), offset).await;
+        let buf = |list: DmaBufList| match list.into_bufs().pop() {
+            Some(buf) => buf,
+            None => unreachable!("a list made of one"),
+        };
+        let BufResult(result, (expected, data)) = lists;
+        BufResult(result, (buf(expected), buf(data)))
     }
 
     /// As [`compare_and_write`](Self::compare_and_write), with several buffers for each.
@@ -74,24 +81,14 @@ impl Channel {
         data: DmaBufList,
         offset: u64,
     ) -> BufResult<(), (DmaBufList, DmaBufList)> {
-        self.compare_and_write_any(expected, data, offset).await
-    }
-
-    async fn compare_and_write_any<B: IoBuf>(
-        &self,
-        expected: B,
-        data: B,
-        offset: u64,
-    ) -> BufResult<(), (B, B)> {
         const TYPE: IoType = IoType::CompareAndWrite;
-        let (len, other) = (expected.bytes(false), data.bytes(false));
+        let (len, other) = (expected.len(), data.len());
         if len != other {
             let why = format!("{len} bytes to compare, and {other} to write");
             let error = Error::new(ErrorKind::InvalidArgument, TYPE.what(), self.name(), why);
             return BufResult(Err(error), (expected, data));
         }
-        // C takes lists only.
-        let make = || Payload::Lists(expected.into_list(), data.into_list());
+        let make = || Payload::Lists(expected, data);
         let mut op = io::prepare(self.inner(), TYPE, offset, len as u64, make);
         std::future::poll_fn(move |cx| {
             io::poll(
@@ -99,9 +96,7 @@ impl Channel {
                 cx,
                 io::submit_now,
                 |result, keep| match std::mem::replace(&mut keep.payload, Payload::None) {
-                    Payload::Lists(expected, data) => {
-                        BufResult(result, (B::from_list(expected), B::from_list(data)))
-                    }
+                    Payload::Lists(expected, data) => BufResult(result, (expected, data)),
                     _ => unreachable!("the memory that was given comes back"),
                 },
             )

@@ -25,6 +25,8 @@ pub enum Payload {
     None,
     Buf(DmaBuf),
     List(DmaBufList),
+    /// Data, and metadata in memory of its own.
+    WithMetadata(DmaBuf, DmaBuf),
     /// What to compare with, and what to write then: of the same length.
     Lists(DmaBufList, DmaBufList),
 }
@@ -52,20 +54,39 @@ impl Keep {
     #[cold]
     fn problem(&self) -> Result<()> {
         self.channel.check(self.kind, self.offset, self.len)?;
-        if self.kind != IoType::CompareAndWrite {
-            return Ok(());
-        }
         let descriptor = self.channel.descriptor();
-        // SAFETY: the descriptor is open (checked just now), which keeps the bdev.
-        let max =
-            unsafe { spdk_sys::spdk_bdev_get_acwu(spdk_sys::spdk_bdev_desc_get_bdev(descriptor.raw())) };
         let (_, blocks) = descriptor.blocks(self.offset, self.len);
-        if blocks > u64::from(max) {
-            let why = format!("{blocks} blocks: the device does no more than {max} at once");
-            let (what, name) = (self.kind.what(), descriptor.name());
-            return Err(Error::new(ErrorKind::InvalidArgument, what, name, why));
-        }
-        Ok(())
+        // SAFETY: the descriptor is open (checked just now), which keeps the bdev.
+        let (metadata, atomic) = unsafe {
+            let bdev = spdk_sys::spdk_bdev_desc_get_bdev(descriptor.raw());
+            let atomic = u64::from(spdk_sys::spdk_bdev_get_acwu(bdev));
+            (separate_metadata(descriptor.raw(), blocks), atomic)
+        };
+        let (kind, why) = match &self.payload {
+            Payload::Lists(..) if blocks > atomic => (
+                ErrorKind::InvalidArgument,
+                format!("{blocks} blocks: the device does no more than {atomic} at once"),
+            ),
+            Payload::WithMetadata(_, buf) => {
+                let given = match self.kind {
+                    IoType::Read => buf.capacity(),
+                    _ => buf.len(),
+                };
+                match metadata {
+                    None => (
+                        ErrorKind::Unsupported,
+                        "the device has no metadata in memory of its own".to_owned(),
+                    ),
+                    Some(bytes) if bytes != given as u64 => (
+                        ErrorKind::InvalidArgument,
+                        format!("{blocks} blocks have {bytes} bytes of metadata, not {given}"),
+                    ),
+                    Some(_) => return Ok(()),
+                }
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::new(kind, self.kind.what(), descriptor.name(), why))
     }
 }
 
@@ -244,6 +265,25 @@ pub(super) fn submit_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
             (IoType::Flush, _) => {
                 spdk_sys::spdk_bdev_flush_blocks(descriptor, channel, at, count, done, cb_arg)
             }
+            (IoType::Read, Payload::WithMetadata(buf, metadata)) => {
+                if separate_metadata(descriptor, count) != Some(metadata.capacity() as u64) {
+                    return -libc::EINVAL;
+                }
+                let (buf, metadata) = (buf.as_mut_ptr().cast(), metadata.as_mut_ptr().cast());
+                let at = i64::try_from(at).unwrap_or(i64::MAX); // beyond any device: refused
+                spdk_sys::spdk_bdev_read_blocks_with_md(
+                    descriptor, channel, buf, metadata, at, count, done, cb_arg,
+                )
+            }
+            (IoType::Write, Payload::WithMetadata(buf, metadata)) => {
+                if separate_metadata(descriptor, count) != Some(metadata.len() as u64) {
+                    return -libc::EINVAL;
+                }
+                let (buf, metadata) = (buf.as_mut_ptr().cast(), metadata.as_mut_ptr().cast());
+                spdk_sys::spdk_bdev_write_blocks_with_md(
+                    descriptor, channel, buf, metadata, at, count, done, cb_arg,
+                )
+            }
             (IoType::Compare, Payload::Buf(buf)) => {
                 let buf = buf.as_mut_ptr().cast();
                 spdk_sys::spdk_bdev_compare_blocks(descriptor, channel, buf, at, count, done, cb_arg)
@@ -263,6 +303,20 @@ pub(super) fn submit_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
             // No others are prepared.
             _ => -libc::EINVAL,
         }
+    }
+}
+
+/// How much metadata so many blocks have in memory of its own; `None` if the device has none, or
+/// interleaves it.
+///
+/// # Safety
+/// The descriptor is open.
+unsafe fn separate_metadata(descriptor: *mut spdk_bdev_desc, blocks: u64) -> Option<u64> {
+    // SAFETY: an open descriptor keeps its bdev; these read only.
+    unsafe {
+        let bdev = spdk_sys::spdk_bdev_desc_get_bdev(descriptor);
+        let size = u64::from(spdk_sys::spdk_bdev_get_md_size(bdev));
+        spdk_sys::spdk_bdev_is_md_separate(bdev).then(|| blocks.saturating_mul(size))
     }
 }
 

@@ -47,6 +47,7 @@ mod examine;
 mod io;
 pub(crate) mod kind;
 pub mod malloc;
+mod metadata;
 pub mod null;
 pub mod passthru;
 mod properties;

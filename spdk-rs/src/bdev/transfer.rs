@@ -11,11 +11,13 @@ use super::io::{self, IoOp, Keep, Payload};
 use super::kind::IoType;
 use crate::buf::{BufResult, DmaBuf, DmaBufList};
 
-/// Memory that an I/O can be given: one [`DmaBuf`], or a [`DmaBufList`].
+/// Memory that an I/O can be given: one [`DmaBuf`], a [`DmaBufList`], or one for data and one for
+/// metadata.
 pub trait IoBuf: sealed::Sealed + Sized {}
 
 impl IoBuf for DmaBuf {}
 impl IoBuf for DmaBufList {}
+impl IoBuf for (DmaBuf, DmaBuf) {}
 
 mod sealed {
     use super::{DmaBuf, DmaBufList, Payload};
@@ -27,9 +29,6 @@ mod sealed {
         fn from_payload(payload: Payload) -> Option<Self>
         where
             Self: Sized;
-        /// For functions of C's that take lists only.
-        fn into_list(self) -> DmaBufList;
-        fn from_list(list: DmaBufList) -> Self;
         /// # Safety
         /// Every byte of the capacity is initialised.
         unsafe fn filled(&mut self);
@@ -49,15 +48,6 @@ mod sealed {
             match payload {
                 Payload::Buf(buf) => Some(buf),
                 _ => None,
-            }
-        }
-        fn into_list(self) -> DmaBufList {
-            DmaBufList::new(vec![self])
-        }
-        fn from_list(list: DmaBufList) -> Self {
-            match list.into_bufs().pop() {
-                Some(buf) => buf,
-                None => unreachable!("a list made of one"),
             }
         }
         #[inline]
@@ -80,15 +70,31 @@ mod sealed {
                 _ => None,
             }
         }
-        fn into_list(self) -> DmaBufList {
-            self
-        }
-        fn from_list(list: DmaBufList) -> Self {
-            list
-        }
         unsafe fn filled(&mut self) {
             // SAFETY: by contract.
             unsafe { self.set_full() }
+        }
+    }
+
+    impl Sealed for (DmaBuf, DmaBuf) {
+        fn bytes(&self, read: bool) -> usize {
+            self.0.bytes(read)
+        }
+        fn into_payload(self) -> Payload {
+            Payload::WithMetadata(self.0, self.1)
+        }
+        fn from_payload(payload: Payload) -> Option<Self> {
+            match payload {
+                Payload::WithMetadata(buf, metadata) => Some((buf, metadata)),
+                _ => None,
+            }
+        }
+        unsafe fn filled(&mut self) {
+            // SAFETY: by contract.
+            unsafe {
+                self.0.filled();
+                self.1.filled();
+            }
         }
     }
 }

@@ -133,6 +133,7 @@ fn describe<D: BlockDevice>(properties: &Properties, texts: &Texts) -> spdk_bdev
     bdev.required_alignment = properties.alignment.trailing_zeros() as u8; // at most 12
     bdev.optimal_io_boundary = properties.boundary;
     bdev.split_on_optimal_io_boundary = properties.split;
+    bdev.md_len = properties.metadata; // not interleaved: zero
     if let Some(uuid) = properties.uuid {
         // SAFETY: a UUID of SPDK's is 16 bytes of no alignment.
         unsafe { (&raw mut bdev.uuid).cast::<[u8; 16]>().write(uuid.into_bytes()) };

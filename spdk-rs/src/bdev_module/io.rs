@@ -154,6 +154,10 @@ impl Io {
         Self { raw, header }
     }
 
+    pub(super) fn raw(&self) -> *mut spdk_bdev_io {
+        self.raw.as_ptr()
+    }
+
     /// What it asks for.
     #[inline]
     pub fn kind(&self) -> Kind {

@@ -26,6 +26,7 @@ pub struct Properties {
     pub(super) write_cache: bool,
     pub(super) boundary: u32,
     pub(super) split: bool,
+    pub(super) metadata: u32,
     pub(super) kinds: Kinds,
 }
 
@@ -42,6 +43,7 @@ impl Properties {
             write_cache: false,
             boundary: 0,
             split: false,
+            metadata: 0,
             kinds: Kinds::NONE.with(Kind::Read).with(Kind::Write),
         }
     }
@@ -89,6 +91,13 @@ impl Properties {
     pub fn optimal_io_boundary(mut self, blocks: u32, split: bool) -> Self {
         self.boundary = blocks;
         self.split = split && blocks > 0;
+        self
+    }
+
+    /// The device stores so many bytes of metadata with each block, which come in memory of their
+    /// own, if they come: [`Io::metadata`](super::Io::metadata). Default: 0, none.
+    pub fn metadata(mut self, bytes: u32) -> Self {
+        self.metadata = bytes;
         self
     }
 
