@@ -6,15 +6,18 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use spdk_sys::{spdk_bdev, spdk_bdev_desc, spdk_bdev_event_type};
+use spdk_sys::spdk_bdev_desc;
 
 use super::c_name;
 use super::channel::{Channel, ChannelInner};
+use super::event_target::{EventTarget, on_event};
+use super::events::Listeners;
 use super::kind::{self, IoType, Kinds};
 use crate::reactor::Owner;
-use crate::{Error, ErrorKind, Result, guard};
+use crate::{Error, ErrorKind, Result};
 
 /// What a device is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +50,7 @@ pub(super) struct Inner {
     raw: Cell<*mut spdk_bdev_desc>,
     /// Where SPDK sends its events. On its own, so that it can stay with a C descriptor that
     /// nobody can close any more (its thread has gone).
-    events: Rc<EventTarget>,
+    events: Arc<EventTarget>,
     name: String,
     owner: Owner,
     mode: Mode,
@@ -62,9 +65,8 @@ pub(super) struct Inner {
     channels: RefCell<Vec<Weak<ChannelInner>>>,
     /// Who waits for a change of state.
     waiters: RefCell<Vec<Waker>>,
+    listeners: Listeners,
 }
-
-struct EventTarget(RefCell<Weak<Inner>>);
 
 /// An open block device; see the [module's documentation](super).
 ///
@@ -82,7 +84,7 @@ impl Descriptor {
         let c_name = c_name(WHAT, name)?;
         let inner = Rc::new(Inner {
             raw: Cell::new(std::ptr::null_mut()),
-            events: Rc::new(EventTarget(RefCell::default())),
+            events: EventTarget::new(&owner),
             name: name.to_owned(),
             owner,
             mode,
@@ -93,8 +95,9 @@ impl Descriptor {
             state: Cell::new(State::Open),
             channels: RefCell::default(),
             waiters: RefCell::default(),
+            listeners: Listeners::default(),
         });
-        inner.events.0.replace(Rc::downgrade(&inner));
+        inner.events.set(&inner);
         let mut raw = std::ptr::null_mut();
         // SAFETY: this runs on an spdk_thread (Owner). The event callback's argument lives until
         // the descriptor is closed, in `let_go` or Drop, on this thread; SPDK delivers no event
@@ -104,7 +107,7 @@ impl Descriptor {
                 c_name.as_ptr(),
                 mode == Mode::ReadWrite,
                 Some(on_event),
-                Rc::as_ptr(&inner.events).cast_mut().cast::<c_void>(),
+                Arc::as_ptr(&inner.events).cast_mut().cast::<c_void>(),
                 &mut raw,
             )
         };
@@ -152,6 +155,10 @@ impl Descriptor {
         channels.retain(|channel| channel.strong_count() > 0);
         channels.push(Rc::downgrade(&inner));
         Ok(Channel::new(inner))
+    }
+
+    pub(super) fn inner(&self) -> &Rc<Inner> {
+        &self.0
     }
 
     /// Whether the device was removed.
@@ -219,6 +226,14 @@ impl Inner {
         self.size.get()
     }
 
+    pub(super) fn num_blocks(&self) -> u64 {
+        self.size() / self.block_size()
+    }
+
+    pub(super) fn listeners(&self) -> &Listeners {
+        &self.listeners
+    }
+
     /// The C descriptor, if this may be used here and now.
     pub(super) fn check(&self, what: &'static str) -> Result<*mut spdk_bdev_desc> {
         self.owner.check(what, &self.name)?;
@@ -283,6 +298,17 @@ impl Inner {
         }
     }
 
+    /// The device goes.
+    pub(super) fn removed(&self) {
+        self.start_closing(Why::Removed);
+    }
+
+    /// The device has another size.
+    pub(super) fn resized(&self) {
+        self.read_size();
+        self.listeners.wake();
+    }
+
     fn start_closing(&self, why: Why) {
         match (self.state.get(), why) {
             // A removed device stays removed; it is what the user wants to know.
@@ -327,6 +353,7 @@ impl Inner {
         for waker in self.waiters.take() {
             waker.wake();
         }
+        self.listeners.wake();
     }
 
     fn wait(&self, cx: &mut Context<'_>) {
@@ -396,31 +423,14 @@ impl Drop for Inner {
             return;
         }
         // No channel is left, so no I/O is in flight: they hold a reference to this.
-        let events = Rc::clone(&self.events);
+        self.listeners.wake();
+        let events = Arc::clone(&self.events);
         self.owner.run(move || {
             // SAFETY: the descriptor is open until here, and this runs on its thread.
             unsafe { spdk_sys::spdk_bdev_close(raw) };
             drop(events);
         });
     }
-}
-
-/// SPDK calls this on the thread that opened the device.
-unsafe extern "C" fn on_event(kind: spdk_bdev_event_type, _bdev: *mut spdk_bdev, ctx: *mut c_void) {
-    guard::ffi((), || {
-        // SAFETY: SPDK delivers events while the descriptor is open, and its event target stays
-        // until it was closed.
-        let target = unsafe { &*ctx.cast_const().cast::<EventTarget>() };
-        // A waker may drop the last handle: hold it until this is done.
-        let inner = target.0.borrow().upgrade();
-        let Some(inner) = inner else { return };
-        match kind {
-            // May come more than once: each close of another descriptor announces it again.
-            spdk_sys::SPDK_BDEV_EVENT_REMOVE => inner.start_closing(Why::Removed),
-            spdk_sys::SPDK_BDEV_EVENT_RESIZE => inner.read_size(),
-            _ => {}
-        }
-    });
 }
 
 /// The future of [`Descriptor::removed`].

@@ -43,6 +43,8 @@ mod compare;
 pub mod delay;
 mod descriptor;
 pub mod error;
+mod event_target;
+mod events;
 mod examine;
 mod io;
 pub(crate) mod kind;
@@ -65,6 +67,7 @@ pub use uuid::Uuid;
 
 pub use channel::Channel;
 pub use descriptor::{Descriptor, Mode, Removed};
+pub use events::{Event, Events};
 pub use examine::wait_for_examine;
 pub use kind::IoType;
 pub use properties::{Metadata, Protection};

@@ -377,6 +377,11 @@ impl Owner {
         Ok(Self(thread))
     }
 
+    /// Its name, which can go to other threads.
+    pub(crate) fn handle(&self) -> &ThreadHandle {
+        &self.0
+    }
+
     /// See [`Inbox::home`].
     #[inline]
     pub(crate) fn home(&self) -> usize {
