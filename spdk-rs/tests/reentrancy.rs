@@ -13,7 +13,7 @@ use common::disk::{Fate, TestDisk, lock};
 use common::{isolated, run};
 use spdk_rs::bdev_module::{self, BlockDevice, Io, Kind, Properties, Status};
 use spdk_rs::buf::DmaBuf;
-use spdk_rs::reactor::{sleep, timeout};
+use spdk_rs::reactor::{sleep, timeout, yield_now};
 use spdk_rs::{JoinHandle, op};
 
 /// SPDK asks again for I/O that was put off when another I/O ends, but not when a reset does.
@@ -122,6 +122,32 @@ fn reset_again_and_again() {
             }
             write(&channel, &[1; 512], 0).await?;
             timeout(LIMIT, registered.unregister()).await??;
+            anyhow::Ok(())
+        })
+        .expect("the scenario");
+    });
+}
+
+/// One is asked for in each turn of the reactor: also between the end of another one and the moment
+/// when SPDK lets the channels go on.
+#[test]
+fn resets_one_after_the_other() {
+    isolated("resets_one_after_the_other", || {
+        run(async {
+            spdk_rs::bdev::malloc::create("ram0", 64, 512)?;
+            let (descriptor, channel) = open("ram0")?;
+            let channel = std::rc::Rc::new(channel);
+            let mut tasks = Vec::new();
+            for _ in 0..100 {
+                let channel = std::rc::Rc::clone(&channel);
+                tasks.push(spdk_rs::spawn(async move { channel.reset().await }));
+                yield_now().await;
+            }
+            for task in tasks {
+                timeout(LIMIT, task).await???;
+            }
+            write(&channel, &[1; 512], 0).await?;
+            descriptor.close().await?;
             anyhow::Ok(())
         })
         .expect("the scenario");

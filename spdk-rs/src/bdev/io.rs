@@ -425,8 +425,23 @@ unsafe fn nvme_status(bdev_io: *mut spdk_bdev_io) -> NvmeStatus {
     status(code_type, code, cdw0)
 }
 
-/// SPDK calls this, once, when there is memory for an I/O that waited.
+/// SPDK calls this, once, when there is memory for an I/O that waited: whoever frees an I/O object
+/// calls it, also while SPDK goes through a queue of I/O. (It ends all resets that were asked for
+/// during one in a loop until there is none: another one, begun in the midst of it, it would end
+/// and still carry out.) So the next attempt is made outside of that.
 unsafe extern "C" fn on_memory(cb_arg: *mut c_void) {
+    // SAFETY: SPDK calls this on the thread that queued it, an spdk_thread. The message takes the
+    // operation's pointer along, of which nobody else makes use meanwhile.
+    unsafe {
+        let thread = spdk_sys::spdk_get_thread();
+        if spdk_sys::spdk_thread_send_msg(thread, Some(try_again), cb_arg) != 0 {
+            try_again(cb_arg); // no memory for a message either: there it is as in C
+        }
+    }
+}
+
+/// The next attempt of an I/O that waited for memory.
+unsafe extern "C" fn try_again(cb_arg: *mut c_void) {
     guard::ffi((), || {
         // SAFETY: cb_arg is that of `poll`'s operation, which has not ended; this runs on its
         // thread. The reference to the keep ends before `end_within_c`.
