@@ -11,7 +11,7 @@ use spdk_sys::{spdk_poller, spdk_thread};
 
 use super::context::{self, Adoption};
 use super::cores;
-use crate::executor::{Inbox, Sender, channel, is_turn_of};
+use crate::executor::{Call, Inbox, Sender, channel, is_turn_of, user_code};
 use crate::runtime::DRAIN_LIMIT;
 use crate::{Error, ErrorKind, JoinHandle, Result, env, guard};
 
@@ -254,8 +254,9 @@ impl ThreadHandle {
 
     /// Makes the thread exit: its tasks are dropped, what they began is finished, and then SPDK
     /// lets the thread go. Resolves at that point. Descriptors, channels and pollers of the
-    /// thread that are kept alive elsewhere hold it up, for at most
-    /// [`DRAIN_LIMIT`](crate::runtime::DRAIN_LIMIT).
+    /// thread that are kept alive elsewhere hold it up; after
+    /// [`DRAIN_LIMIT`](crate::runtime::DRAIN_LIMIT) it resolves all the same, and the thread goes
+    /// when they do.
     ///
     /// Does nothing to a thread that has exited, nor to the app thread, which lives as long as
     /// the runtime, nor to a thread that SPDK has made.
@@ -286,7 +287,8 @@ struct Exit {
     thread: ThreadHandle,
     since: Instant,
     poller: *mut spdk_poller,
-    _sender: Sender<()>,
+    /// Who waits for it.
+    sender: Option<Sender<()>>,
 }
 
 impl Exit {
@@ -296,7 +298,7 @@ impl Exit {
             thread,
             since: Instant::now(),
             poller: std::ptr::null_mut(),
-            _sender: sender,
+            sender: Some(sender),
         }));
         // SAFETY: this runs on an spdk_thread. The poller owns the box; it frees it when it
         // unregisters itself. It is not called before this function has returned.
@@ -316,8 +318,10 @@ impl Exit {
         guard::ffi(0, || {
             // SAFETY: the box of `begin`, until it is freed below.
             let this = unsafe { &mut *arg.cast::<Self>() };
-            let left = this.thread.0.owned.load(Ordering::Acquire);
-            if left > 0 && this.since.elapsed() < DRAIN_LIMIT {
+            if this.thread.0.owned.load(Ordering::Acquire) > 0 {
+                if this.since.elapsed() >= DRAIN_LIMIT {
+                    this.sender = None;
+                }
                 return 0;
             }
             // SAFETY: the poller unregisters itself, on its thread; its argument goes with it.
@@ -408,24 +412,81 @@ impl Owner {
         ))
     }
 
-    /// Runs `body` on the owner: now if this is it, else by a message. If the owner has exited,
-    /// `body` is leaked: what it would free belongs to a thread that is gone.
+    /// Runs `body` on the owner: now if this is it, else by a message, also while the thread is on
+    /// its way out, which waits for it. If the owner has gone, `body` is leaked: what it would free
+    /// belongs to a thread that is no more.
     pub(crate) fn run(&self, body: impl FnOnce() + 'static) {
-        /// Moves something that is not Send to the thread that owns it.
-        struct Home<F>(std::mem::ManuallyDrop<F>);
-        // SAFETY: the closure belongs to the owner (that is what `run` is for), is called there,
-        // and is never dropped anywhere else.
-        unsafe impl<F> Send for Home<F> {}
-        impl<F: FnOnce()> Home<F> {
-            fn call(self) {
-                std::mem::ManuallyDrop::into_inner(self.0)();
-            }
-        }
         if self.is_current() {
             body();
             return;
         }
-        let home = Home(std::mem::ManuallyDrop::new(body));
-        let _ = self.0.inbox().call(Box::new(move || home.call()));
+        let home = Home {
+            body: Some(body),
+            owner: self.another(),
+        };
+        let call: Call = Box::new(move || home.run());
+        if let Err(call) = self.0.inbox().call(call) {
+            // Its tasks have ended; SPDK's own messages still arrive.
+            send_to(self.0.id(), call);
+        }
+    }
+
+    fn another(&self) -> Self {
+        self.0.0.owned.fetch_add(1, Ordering::AcqRel);
+        Self(self.0.clone())
+    }
+}
+
+/// Something on its way to the thread that owns it, which does not exit meanwhile.
+struct Home<F: FnOnce()> {
+    body: Option<F>,
+    owner: Owner,
+}
+
+// SAFETY: `body` belongs to the owner (that is what `Owner::run` is for); it is called there, and
+// nothing else is done with it anywhere else.
+unsafe impl<F: FnOnce()> Send for Home<F> {}
+
+impl<F: FnOnce()> Home<F> {
+    fn run(mut self) {
+        if let Some(body) = self.body.take() {
+            body();
+        }
+    }
+}
+
+impl<F: FnOnce()> Drop for Home<F> {
+    /// A message that is dropped: by its own thread, whose tasks end, or because it cannot be sent.
+    fn drop(&mut self) {
+        if let Some(body) = self.body.take() {
+            if self.owner.is_current() {
+                body();
+            } else {
+                std::mem::forget(body);
+            }
+        }
+    }
+}
+
+/// Sends an SPDK message to a thread, if there is one of that number.
+fn send_to(thread: u64, call: Call) {
+    unsafe extern "C" fn receive(arg: *mut c_void) {
+        guard::ffi((), || {
+            // SAFETY: the box of `send_to`, once.
+            let call = unsafe { Box::from_raw(arg.cast::<Call>()) };
+            user_code(call);
+        });
+    }
+    // SAFETY: SPDK looks the number up under its lock. What the call holds keeps the thread from
+    // exiting; the message owns the box.
+    unsafe {
+        let thread = spdk_sys::spdk_thread_get_by_id(thread);
+        if thread.is_null() {
+            return;
+        }
+        let arg = Box::into_raw(Box::new(call));
+        if spdk_sys::spdk_thread_send_msg(thread, Some(receive), arg.cast::<c_void>()) != 0 {
+            drop(Box::from_raw(arg));
+        }
     }
 }
