@@ -18,7 +18,7 @@ use crate::tools;
 use crate::{link, patch};
 
 /// Arguments of configure. Tests and examples are not built; vhost, virtio: no user here.
-pub fn configure_flags(arch: &str) -> Vec<String> {
+pub fn configure_flags(arch: &str, sanitize: bool) -> Vec<String> {
     let flags = [
         "--disable-tests",
         "--disable-unit-tests",
@@ -29,6 +29,9 @@ pub fn configure_flags(arch: &str) -> Vec<String> {
     ];
     let mut all = vec![format!("--target-arch={arch}")];
     all.extend(flags.map(str::to_owned));
+    if sanitize {
+        all.push("--enable-asan".to_owned());
+    }
     all
 }
 
@@ -58,11 +61,14 @@ struct Stage {
     what: &'static str,
 }
 
+/// What `--enable-asan` gives to the compiler.
+pub const SANITIZE: &str = "-fsanitize=address";
+
 const DPDK: &str = "dpdkbuild";
 
 /// Makes sure that the cache holds the SPDK that `config` asks for; gives its place.
 pub fn ensure(config: &Config, pinned: &Pinned, series: &Series, progress: &Progress) -> Result<Entry> {
-    let flags = configure_flags(&config.arch);
+    let flags = configure_flags(&config.arch, config.sanitize);
     let compiler = fingerprint::compiler(&config.cc)?;
     let name = fingerprint::fingerprint(&Inputs {
         version: &pinned.version,
@@ -152,6 +158,11 @@ fn prepare(command: &mut Command, config: &Config, tree: &Path) {
     command.env("CC", &config.cc);
     // SPDK's makefiles ask git for a commit; the answer of a repository around the cache is not SPDK's.
     command.env("GIT_CEILING_DIRECTORIES", tree.parent().unwrap_or(tree));
+    if config.sanitize {
+        // SPDK's own flags do not reach DPDK. (It also links shared libraries, which are not used.)
+        command.env("EXTRA_DPDK_CFLAGS", SANITIZE);
+        command.env("DPDK_LDFLAGS", SANITIZE);
+    }
 }
 
 fn make(config: &Config, tree: &Path, log: &Path, what: &str, arguments: &[&str]) -> Result<()> {
@@ -232,7 +243,13 @@ mod tests {
 
     #[test]
     fn the_architecture_is_a_flag() {
-        assert_eq!(configure_flags("x86-64-v3")[0], "--target-arch=x86-64-v3");
+        assert_eq!(configure_flags("x86-64-v3", false)[0], "--target-arch=x86-64-v3");
+    }
+
+    #[test]
+    fn the_sanitizer_is_a_flag() {
+        let has = |sanitize| configure_flags("native", sanitize).contains(&"--enable-asan".to_owned());
+        assert!(has(true) && !has(false));
     }
 
     #[test]

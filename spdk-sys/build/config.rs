@@ -121,6 +121,8 @@ pub struct Config {
     pub series: Part,
     /// `SPDK_SYS_ARCH`: the oldest processor that the result runs on.
     pub arch: String,
+    /// `SPDK_SYS_SANITIZE`: with the address sanitizer in it, for programs that are built with it too.
+    pub sanitize: bool,
     /// `SPDK_SYS_ALLOW_UNPATCHED`: take an SPDK without the patches.
     pub allow_unpatched: bool,
     /// `NUM_JOBS`.
@@ -170,6 +172,15 @@ impl Config {
                 "SPDK_SYS_ARCH={arch}: say one that gcc knows for -march, as x86-64-v2 or native."
             )));
         }
+        let sanitize = match word(env, "SPDK_SYS_SANITIZE")?.as_deref() {
+            None => false,
+            Some("address") => true,
+            Some(other) => {
+                return Err(Error::from(format!(
+                    "SPDK_SYS_SANITIZE={other}: say address, or nothing."
+                )));
+            }
+        };
         let allow_unpatched = match word(env, "SPDK_SYS_ALLOW_UNPATCHED")?.as_deref() {
             None | Some("0") => false,
             Some("1") => true,
@@ -202,6 +213,7 @@ impl Config {
             cache,
             series,
             arch,
+            sanitize,
             allow_unpatched,
             jobs,
             cc,
@@ -303,8 +315,13 @@ pub mod tests {
             (Part::Full, "x86-64-v2", "cc")
         );
         assert_eq!(
-            (config.features, config.allow_unpatched, config.jobs),
-            (Features::default(), false, 2)
+            (
+                config.features,
+                config.sanitize,
+                config.allow_unpatched,
+                config.jobs
+            ),
+            (Features::default(), false, false, 2)
         );
     }
 
@@ -342,6 +359,7 @@ pub mod tests {
     #[test]
     fn senseless_values_are_named() {
         assert!(error(&[("SPDK_SYS_SERIES", "half")]).contains("SPDK_SYS_SERIES=half"));
+        assert!(error(&[("SPDK_SYS_SANITIZE", "memory")]).contains("SPDK_SYS_SANITIZE=memory"));
         assert!(error(&[("SPDK_SYS_ALLOW_UNPATCHED", "yes")]).contains("SPDK_SYS_ALLOW_UNPATCHED=yes"));
         assert!(error(&[("TARGET", "aarch64-unknown-linux-gnu")]).contains("aarch64-unknown-linux-gnu"));
         assert!(error(&[("SPDK_SYS_ARCH", "a b")]).contains("SPDK_SYS_ARCH"));
@@ -352,10 +370,14 @@ pub mod tests {
         let variables = [
             ("SPDK_SYS_SERIES", "enabling"),
             ("CARGO_FEATURE_NVMF", "1"),
+            ("SPDK_SYS_SANITIZE", "address"),
             ("SPDK_SYS_ALLOW_UNPATCHED", "1"),
         ];
         let config = read(&variables).0.unwrap();
-        assert_eq!((config.series, config.allow_unpatched), (Part::Enabling, true));
+        assert_eq!(
+            (config.series, config.sanitize, config.allow_unpatched),
+            (Part::Enabling, true, true)
+        );
         assert_eq!(
             config.features,
             Features {
@@ -375,6 +397,7 @@ pub mod tests {
             "SPDK_SYS_CACHE",
             "SPDK_SYS_SERIES",
             "SPDK_SYS_ARCH",
+            "SPDK_SYS_SANITIZE",
             "SPDK_SYS_ALLOW_UNPATCHED",
             "XDG_CACHE_HOME",
             "HOME",

@@ -19,7 +19,7 @@ pub fn open(dir: &Path, pinned: &Pinned) -> Result<PathBuf> {
         if !is("mk/config.mk") || !is("include/spdk/config.h") {
             return Err(Error::from(format!(
                 "{name} is not built: there is no mk/config.mk or no include/spdk/config.h in it.\n{}",
-                how_to_build()
+                how_to_build(false)
             )));
         }
         return Ok(root);
@@ -38,10 +38,10 @@ pub fn open(dir: &Path, pinned: &Pinned) -> Result<PathBuf> {
     )))
 }
 
-fn how_to_build() -> String {
+fn how_to_build(sanitize: bool) -> String {
     format!(
         "Build it: ./configure {} && make lib module",
-        configure_flags(DEFAULT_ARCH).join(" ")
+        configure_flags(DEFAULT_ARCH, sanitize).join(" ")
     )
 }
 
@@ -50,7 +50,6 @@ const REQUIRED: &[(&str, &str, &str)] = &[
     ("ISAL", "y", "isa-l is linked for its checksums"),
     ("DEBUG", "n", "the bindings are made for SPDK's release build"),
     ("SHARED", "n", "the static archives are linked"),
-    ("ASAN", "n", "the address sanitizer would have to be linked too"),
     ("UBSAN", "n", "the sanitizer would have to be linked too"),
     ("TSAN", "n", "the thread sanitizer would have to be linked too"),
     ("COVERAGE", "n", "gcov would have to be linked too"),
@@ -97,7 +96,7 @@ pub fn check(
         return Err(Error::from(format!(
             "{name} is not built, or not wholly: {} not there.\n{}",
             display_list(&missing),
-            how_to_build()
+            how_to_build(config.sanitize)
         )));
     }
     Ok(())
@@ -110,6 +109,14 @@ fn check_config(config: &Config, root: &Path, facts: &Facts) -> Result<()> {
         if value != *required {
             wrong.push(format!("  CONFIG_{entry}={value}, needed is {required}: {why}"));
         }
+    }
+    let asan = if config.sanitize { "y" } else { "n" };
+    if facts.config("ASAN") != asan {
+        wrong.push(format!(
+            "  CONFIG_ASAN={}, needed is {asan}: the address sanitizer is on both sides, or on none \
+             (SPDK_SYS_SANITIZE=address)",
+            facts.config("ASAN")
+        ));
     }
     if config.features.uring && facts.config("URING") != "y" {
         wrong.push(
@@ -133,7 +140,7 @@ fn check_config(config: &Config, root: &Path, facts: &Facts) -> Result<()> {
         "the SPDK in {} was built with another configuration:\n{}\n{}",
         root.display(),
         wrong.join("\n"),
-        how_to_build()
+        how_to_build(config.sanitize)
     )))
 }
 
@@ -226,6 +233,25 @@ mod tests {
     }
 
     #[test]
+    fn the_sanitizer_is_on_both_sides() {
+        let dir = tree_with_archives();
+        let sanitize = Config {
+            sanitize: true,
+            ..config()
+        };
+        let mut facts = facts(dir.path());
+        let error = check(&sanitize, &pinned(), 2, dir.path(), &facts)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("CONFIG_ASAN=n, needed is y") && error.contains("--enable-asan"),
+            "{error}"
+        );
+        facts.config.insert("ASAN".into(), "y".into());
+        check(&sanitize, &pinned(), 2, dir.path(), &facts).unwrap();
+    }
+
+    #[test]
     fn another_version() {
         let error = refusal(|f| f.version = (26, 5, 0));
         assert!(
@@ -279,6 +305,8 @@ mod tests {
         }
         let error = refusal(|f| drop(f.config.insert("URING".into(), "n".into())));
         assert!(error.contains("cargo feature `uring`"), "{error}");
+        let error = refusal(|f| drop(f.config.insert("ASAN".into(), "y".into())));
+        assert!(error.contains("CONFIG_ASAN=y, needed is n"), "{error}");
         let error = refusal(|f| drop(f.config.insert("DPDK_DIR".into(), "/opt/dpdk".into())));
         assert!(error.contains("CONFIG_DPDK_DIR=/opt/dpdk"), "{error}");
     }

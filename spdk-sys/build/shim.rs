@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::compile::SANITIZE;
 use crate::config::Config;
 use crate::error::{Error, Result};
 
@@ -37,6 +38,9 @@ pub fn compile(config: &Config, root: &Path) -> Result<()> {
         .define("_GNU_SOURCE", None)
         .define("NDEBUG", None)
         .cargo_metadata(true);
+    if config.sanitize {
+        build.flag(SANITIZE);
+    }
     build.try_compile("spdk_sys_shim").map_err(|e| {
         Error::from(format!(
             "the C shim (spdk-sys/shim) does not compile against {}:\n{e}",
