@@ -24,6 +24,7 @@ pub mod op;
 pub mod reactor;
 pub mod rpc;
 pub mod runtime;
+mod sanitize;
 
 pub use error::{Error, ErrorKind, NvmeStatus, Result};
 pub use executor::{JoinError, JoinHandle};

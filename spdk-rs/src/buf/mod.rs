@@ -6,6 +6,7 @@
 //!
 //! What may not be done here: hand out a reference into memory that a device may be using.
 
+mod heap;
 mod list;
 mod pool;
 mod result;
@@ -83,10 +84,8 @@ impl DmaBuf {
             ));
         }
         env::check_running(WHAT)?;
-        // SAFETY: spdk_dma_malloc may be called on any thread while the environment is up; it
-        // takes a power of two as alignment and a null pointer for "no physical address wanted".
-        let ptr = unsafe { spdk_sys::spdk_dma_malloc(capacity, alignment.max(64), std::ptr::null_mut()) };
-        let Some(ptr) = NonNull::new(ptr.cast()) else {
+        // SAFETY: the environment is up, and the alignment a power of two (checked).
+        let Some(ptr) = (unsafe { heap::allocate(capacity, alignment.max(64)) }) else {
             return Err(Error::from_errno(WHAT, "", libc::ENOMEM)
                 .with_detail(format!("no {capacity} bytes left; start with more memory")));
         };
@@ -243,9 +242,9 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // After the environment has stopped its heap is gone, and the memory with it.
         env::while_running(|| {
-            // SAFETY: the pointer comes from spdk_dma_malloc, is freed once, and the environment
+            // SAFETY: it was allocated with this capacity, is freed once, and the environment
             // cannot stop inside `while_running`.
-            unsafe { spdk_sys::spdk_dma_free(self.ptr.as_ptr().cast()) }
+            unsafe { heap::free(self.ptr, self.capacity) }
         });
     }
 }

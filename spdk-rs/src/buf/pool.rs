@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{DEFAULT_ALIGNMENT, DmaBuf, Memory};
-use crate::Result;
+use crate::{Result, sanitize};
 
 /// A fixed number of buffers of one size: taking one and giving it back allocates nothing.
 ///
@@ -51,7 +51,9 @@ impl DmaPool {
     pub fn aligned(count: usize, capacity: usize, alignment: usize) -> Result<Self> {
         let mut free = Vec::with_capacity(count);
         for _ in 0..count {
-            free.push(DmaBuf::aligned(capacity, alignment)?.into_memory());
+            let memory = DmaBuf::aligned(capacity, alignment)?.into_memory();
+            sanitize::forbid(memory.ptr.as_ptr(), capacity);
+            free.push(memory);
         }
         Ok(Self(Arc::new(Shared {
             free: Mutex::new(free),
@@ -63,6 +65,7 @@ impl DmaPool {
     /// A buffer, empty; `None` if all are in use.
     pub fn take(&self) -> Option<DmaBuf> {
         let mut memory = self.0.lock().pop()?;
+        sanitize::allow(memory.ptr.as_ptr(), memory.capacity);
         memory.len = 0;
         memory.pool = Some(Arc::clone(&self.0));
         Some(DmaBuf::from_memory(memory))
@@ -83,6 +86,7 @@ impl Shared {
 
     /// A buffer comes back.
     pub(super) fn give(&self, memory: Box<Memory>) {
+        sanitize::forbid(memory.ptr.as_ptr(), memory.capacity);
         // Never grows: there was a place for each.
         self.lock().push(memory);
     }

@@ -26,6 +26,7 @@ use std::task::{Context, Poll};
 
 use super::{Submit, Submitted};
 use crate::executor::Waiter;
+use crate::sanitize;
 
 /// Slots made at a time.
 const CHUNK: usize = 32;
@@ -94,6 +95,7 @@ impl<T, K> Pool<T, K> {
             })
             .collect();
         for slot in &chunk {
+            slot.forbid();
             slot.next_free.set(self.free.get());
             self.free.set(Some(NonNull::from(slot)));
         }
@@ -139,6 +141,7 @@ impl<T, K> Slots<T, K> {
         };
         // SAFETY: slots live as long as the pool.
         let slot = unsafe { at.as_ref() };
+        slot.allow();
         // SAFETY: the slot is free, so nobody else knows it. (If `make` panics it stays so.)
         unsafe { (*slot.keep.get()).write(make()) };
         pool.free.set(slot.next_free.get());
@@ -172,6 +175,19 @@ fn free_if_unused<T, K>(at: NonNull<Pool<T, K>>) {
 }
 
 impl<T, K> Slot<T, K> {
+    /// Nobody may touch value and keep while the slot is free: the sanitizer is told.
+    #[inline(always)]
+    fn forbid(&self) {
+        sanitize::forbid(self.value.get(), size_of::<T>());
+        sanitize::forbid(self.keep.get(), size_of::<K>());
+    }
+
+    #[inline(always)]
+    fn allow(&self) {
+        sanitize::allow(self.value.get(), size_of::<T>());
+        sanitize::allow(self.keep.get(), size_of::<K>());
+    }
+
     #[inline]
     fn wait(&self, waiter: Waiter) {
         // SAFETY: the reference ends before any code but this can run. (An old waiter's
@@ -215,6 +231,7 @@ impl<T, K> Slot<T, K> {
         // SAFETY: a slot that is not free keeps its pool alive.
         let slot = unsafe { at.as_ref() };
         slot.state.set(State::Free);
+        slot.forbid();
         let pool_at = slot.pool;
         // SAFETY: as above.
         let pool = unsafe { pool_at.as_ref() };
