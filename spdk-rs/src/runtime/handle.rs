@@ -48,14 +48,13 @@ impl Runtime {
     ///
     /// ```no_run
     /// # use spdk_rs::{Runtime, bdev};
-    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # async fn example() -> spdk_rs::Result<()> {
     /// let spdk = Runtime::builder().core_mask("0x2").build()?.spawn()?;
-    /// let size = spdk
-    ///     .spawn_on(1, || async {
-    ///         let disk = bdev::malloc::create("ram0", 2048, 512)?;
-    ///         spdk_rs::Result::Ok(disk.size())
-    ///     })?
-    ///     .await??; // under any runtime
+    /// let task = spdk.spawn(|| async {
+    ///     let disk = bdev::malloc::create("ram0", 2048, 512)?;
+    ///     Ok::<_, spdk_rs::Error>(disk.size())
+    /// })?;
+    /// let size = task.await??; // under any runtime
     /// assert_eq!(size, 1 << 20);
     /// spdk.stop().await?;
     /// # Ok(()) }
