@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::{builder, child_command, is_child, isolated, run, run_child};
 use spdk_rs::buf::DmaBuf;
-use spdk_rs::reactor::{Poller, Thread, sleep, timeout};
+use spdk_rs::reactor::{Poller, Thread, interval, sleep, timeout};
 use spdk_rs::runtime::{LogLevel, shutdown_requested};
 use spdk_rs::{ErrorKind, env, spawn};
 
@@ -422,6 +422,34 @@ fn sleep_timeout_and_pollers() {
             *own.borrow_mut() = Some(poller.expect("registered"));
             sleep(Duration::from_millis(20)).await;
             assert_eq!(calls.get(), 5);
+        });
+    });
+}
+
+#[test]
+fn an_interval_ticks_and_counts() {
+    isolated("an_interval_ticks_and_counts", || {
+        let short = interval(Duration::from_millis(1)).unwrap_err();
+        assert_eq!(short.kind(), ErrorKind::WrongThread);
+        run(async {
+            let none = interval(Duration::from_nanos(999)).unwrap_err();
+            assert_eq!(none.kind(), ErrorKind::InvalidArgument, "{none}");
+            let begun = Instant::now();
+            let mut clock = interval(Duration::from_millis(5)).expect("a clock");
+            let mut ticks = 0;
+            while ticks < 4 {
+                // A future that is given up loses nothing.
+                let _ = timeout(Duration::from_millis(1), clock.tick())
+                    .await
+                    .map(|n| ticks += n);
+            }
+            assert!(
+                begun.elapsed() >= Duration::from_millis(4 * 5),
+                "{:?}",
+                begun.elapsed()
+            );
+            sleep(Duration::from_millis(30)).await;
+            assert!(clock.tick().await >= 2, "who comes late is told");
         });
     });
 }

@@ -27,6 +27,7 @@
 
 mod context;
 mod cores;
+mod interval;
 mod poller;
 mod thread;
 mod time;
@@ -36,6 +37,7 @@ use std::future::Future;
 
 pub(crate) use context::{Adoption, close_all, close_current};
 pub use cores::cores;
+pub use interval::{Interval, interval};
 pub use poller::Poller;
 pub(crate) use thread::{Owner, adopt_current, enter_app_thread, leave_app_thread};
 pub use thread::{Thread, ThreadHandle};
