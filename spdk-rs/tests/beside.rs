@@ -93,6 +93,40 @@ fn many_tasks_of_both_runtimes_wait_for_each_other() {
 }
 
 #[test]
+fn channels_cross_cores_and_runtimes() {
+    use futures_util::StreamExt;
+    use spdk_rs::reactor::sync::{mpsc, oneshot};
+
+    beside("channels_cross_cores_and_runtimes", |spdk| async move {
+        let (questions, mut asked) = mpsc::channel::<(u64, oneshot::Sender<u64>)>(4);
+        let server = spdk.spawn_on(1, || async move {
+            let mut count = 0;
+            while let Some((number, answer)) = asked.next().await {
+                answer.send(number * number).expect("somebody waits");
+                count += 1;
+            }
+            count
+        });
+        let ask = |mut questions: mpsc::Sender<_>| async move {
+            for number in 0..2000_u64 {
+                let (answer, answered) = oneshot::channel();
+                std::future::poll_fn(|cx| questions.poll_ready(cx))
+                    .await
+                    .expect("it listens");
+                questions.start_send((number, answer)).expect("there was room");
+                assert_eq!(answered.await, Ok(number * number));
+            }
+        };
+        let (here, there) = (questions.clone(), questions);
+        let other_core = spdk.spawn_on(0, move || ask(there)).unwrap();
+        ask(here).await;
+        other_core.await.unwrap();
+        assert_eq!(server.unwrap().await.unwrap(), 4000);
+        spdk.stop().await.unwrap();
+    });
+}
+
+#[test]
 fn a_join_handle_aborts_and_its_drop_does_not() {
     beside("a_join_handle_aborts_and_its_drop_does_not", |spdk| async move {
         /// Tells when it is dropped, and where.

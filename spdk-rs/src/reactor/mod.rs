@@ -35,6 +35,14 @@ mod yield_now;
 
 use std::future::Future;
 
+/// Channels between tasks on any cores, and to threads that are not SPDK's: those of
+/// [`futures-channel`](futures_channel). A waker of this crate may be called anywhere, so others
+/// that know of no runtime work as well, Tokio's among them.
+pub mod sync {
+    #[doc(no_inline)]
+    pub use futures_channel::{mpsc, oneshot};
+}
+
 pub(crate) use context::{Adoption, close_all, close_current};
 pub use cores::cores;
 pub use interval::{Interval, interval};
