@@ -25,6 +25,7 @@ pub mod reactor;
 pub mod rpc;
 pub mod runtime;
 mod sanitize;
+mod sync;
 
 pub use error::{Error, ErrorKind, NvmeStatus, Result};
 pub use executor::{JoinError, JoinHandle};

@@ -4,11 +4,12 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
 
 use super::turn::Body;
 use crate::guard::{self, Payload};
+use crate::sync::{Arc, Mutex, MutexGuard};
 
 struct Shared<T> {
     state: Mutex<State<T>>,

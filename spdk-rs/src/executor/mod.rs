@@ -21,7 +21,9 @@
 //! What may not be done here: name any type of SPDK. The tests run the queue on plain threads.
 
 mod join;
-#[cfg(test)]
+#[cfg(all(test, spdk_loom))]
+mod loom_tests;
+#[cfg(all(test, not(spdk_loom)))]
 mod tests;
 mod turn;
 
@@ -32,13 +34,14 @@ use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use async_task::Runnable;
 
 use crate::guard;
+use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, yield_now};
 pub use join::{JoinError, JoinHandle};
 pub(crate) use join::{Sender, channel};
 use turn::TaskCell;
@@ -250,7 +253,7 @@ impl Executor {
                 continue;
             }
             // A task was being woken on another thread, which holds it until it is in the queue.
-            std::thread::yield_now();
+            yield_now();
         }
     }
 }

@@ -34,10 +34,12 @@
 //! `*mut c_void`, so that plain unit tests reach all of it.
 
 mod calls;
-#[cfg(test)]
+#[cfg(all(test, spdk_loom))]
+mod loom_tests;
+#[cfg(all(test, not(spdk_loom)))]
 mod slot_tests;
 pub(crate) mod slots;
-#[cfg(test)]
+#[cfg(all(test, not(spdk_loom)))]
 mod tests;
 
 use std::cell::UnsafeCell;
@@ -45,11 +47,13 @@ use std::ffi::c_void;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 pub use calls::{HandleCallback, NotifyCallback, RcCallback, discard, notify, unary, with_handle};
+
+use crate::sync::{Arc, Mutex, MutexGuard};
 
 /// Operations that C has not finished yet, orphans included. The runtime waits for zero before
 /// it lets SPDK stop.

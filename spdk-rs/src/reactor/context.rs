@@ -66,7 +66,7 @@ pub(crate) fn install(handle: ThreadHandle) -> Result<Rc<Context>> {
     const WHAT: &str = "set up spdk_thread";
     // SAFETY: spdk_get_thread reads a thread-local variable; it may be called anywhere.
     let thread = unsafe { spdk_sys::spdk_get_thread() };
-    let executor = Executor::new(Arc::clone(handle.inbox()));
+    let executor = Executor::new(handle.inbox().clone());
     let context = Rc::new(Context {
         thread,
         handle,

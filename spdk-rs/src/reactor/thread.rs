@@ -13,7 +13,7 @@ use super::context::{self, Adoption};
 use super::cores;
 use crate::executor::{Call, Inbox, Sender, channel, is_turn_of, user_code};
 use crate::runtime::DRAIN_LIMIT;
-use crate::{Error, ErrorKind, JoinHandle, Result, env, guard};
+use crate::{Error, ErrorKind, JoinHandle, Result, env, guard, sync};
 
 /// Where the app thread's handle is kept while the runtime is up.
 static APP_THREAD: Mutex<Option<ThreadHandle>> = Mutex::new(None);
@@ -154,7 +154,7 @@ pub struct ThreadHandle(Arc<Inner>);
 struct Inner {
     id: u64,
     name: String,
-    inbox: Arc<Inbox>,
+    inbox: sync::Arc<Inbox>,
     /// Descriptors, channels and pollers that belong to the thread.
     owned: AtomicUsize,
 }
@@ -164,7 +164,7 @@ static_assertions::assert_impl_all!(ThreadHandle: Send, Sync);
 impl ThreadHandle {
     /// # Safety
     /// The thread exists.
-    unsafe fn of(thread: *mut spdk_thread, inbox: Arc<Inbox>) -> Self {
+    unsafe fn of(thread: *mut spdk_thread, inbox: sync::Arc<Inbox>) -> Self {
         // SAFETY: the thread exists (contract); its name is a C string inside of it, which is
         // copied here.
         let (id, name) = unsafe {
@@ -201,7 +201,7 @@ impl ThreadHandle {
         }
     }
 
-    pub(crate) fn inbox(&self) -> &Arc<Inbox> {
+    pub(crate) fn inbox(&self) -> &sync::Arc<Inbox> {
         &self.0.inbox
     }
 
