@@ -47,6 +47,8 @@ impl Hugepages {
     /// Others use the pool, too: what is there is added to, and only that is taken away.
     fn grow(&mut self, by: u64) -> Result<()> {
         if by > 0 {
+            // Free memory may lie in pieces smaller than a page.
+            fs::write("/proc/sys/vm/compact_memory", "1").context("compact_memory")?;
             let size = format!("{POOL}/nr_hugepages");
             fs::write(&size, (pool("nr_hugepages")? + by).to_string()).context(size)?;
             self.reserved = by;

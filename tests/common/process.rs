@@ -128,9 +128,15 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        end(&mut self.child);
     }
+}
+
+/// Ends a child, and takes away what a target that could not stop leaves in memory: its trace, 129 MiB.
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+    let _ = std::fs::remove_file(format!("/dev/shm/spdk_tgt_trace.pid{}", child.id()));
 }
 
 /// A child that is killed when it is given up.
@@ -179,8 +185,7 @@ impl Reaped {
 impl Drop for Reaped {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
+            end(child);
         }
     }
 }
