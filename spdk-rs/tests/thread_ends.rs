@@ -7,13 +7,21 @@ use std::time::Duration;
 
 use common::bdev::{LIMIT, until};
 use common::{isolated, run};
-use spdk_rs::bdev::{self, Channel, Descriptor, Mode};
+use spdk_rs::bdev::{self, Bdev, Channel, Descriptor, Mode};
 use spdk_rs::reactor::{Poller, Thread, sleep, timeout};
 
 thread_local! {
     /// Where a thread leaves what is its own to another one on the same reactor.
     static LEFT: RefCell<Vec<(Descriptor, Channel)>> = const { RefCell::new(Vec::new()) };
     static LEFT_POLLER: RefCell<Option<Poller>> = const { RefCell::new(None) };
+}
+
+/// On a thread of its own: opens the device and leaves it.
+fn leave_open(ram: &Bdev) -> anyhow::Result<()> {
+    let descriptor = ram.open(Mode::ReadWrite)?;
+    let channel = descriptor.channel()?;
+    LEFT.with_borrow_mut(|left| left.push((descriptor, channel)));
+    Ok(())
 }
 
 /// What is dropped elsewhere goes home, also while its thread is on its way out.
@@ -28,12 +36,7 @@ fn what_an_exiting_thread_has_left_elsewhere() {
             let worker = Thread::create("worker", 0)?;
             worker
                 .spawn_on(move || async move {
-                    LEFT.with_borrow_mut(|left| {
-                        let d = ram.open(Mode::ReadWrite)?;
-                        let c = d.channel()?;
-                        left.push((d, c));
-                        anyhow::Ok(())
-                    })?;
+                    leave_open(&ram)?;
                     let poller = Poller::register("left", Duration::ZERO, || false)?;
                     LEFT_POLLER.set(Some(poller));
                     anyhow::Ok(())
@@ -60,25 +63,16 @@ fn what_an_exiting_thread_has_left_elsewhere() {
 /// The same at the runtime's end, where the app thread's tasks go last.
 #[test]
 fn what_a_thread_has_left_to_the_runtimes_end() {
-    struct Rest(Vec<(Descriptor, Channel)>);
     isolated("what_a_thread_has_left_to_the_runtimes_end", || {
         run(async {
             let ram = bdev::malloc::create("ram", 8192, 512)?;
             let worker = Thread::create("worker", 0)?;
             worker
-                .spawn_on(move || async move {
-                    LEFT.with_borrow_mut(|left| {
-                        let d = ram.open(Mode::ReadWrite)?;
-                        let c = d.channel()?;
-                        left.push((d, c));
-                        anyhow::Ok(())
-                    })?;
-                    anyhow::Ok(())
-                })?
+                .spawn_on(move || async move { leave_open(&ram) })?
                 .await??;
-            let rest = Rest(LEFT.take());
+            let rest = LEFT.take();
             spdk_rs::spawn(async move {
-                let _rest = rest.0;
+                let _rest = rest;
                 std::future::pending::<()>().await;
             });
             anyhow::Ok(())

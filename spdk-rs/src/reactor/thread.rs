@@ -424,7 +424,7 @@ impl Owner {
             body: Some(body),
             owner: self.another(),
         };
-        let call: Call = Box::new(move || home.run());
+        let call: Call = Box::new(move || drop(home));
         if let Err(call) = self.0.inbox().call(call) {
             // Its tasks have ended; SPDK's own messages still arrive.
             send_to(self.0.id(), call);
@@ -437,7 +437,8 @@ impl Owner {
     }
 }
 
-/// Something on its way to the thread that owns it, which does not exit meanwhile.
+/// Something on its way to the thread that owns it, which does not exit meanwhile. It is done where
+/// this is dropped, if that is there.
 struct Home<F: FnOnce()> {
     body: Option<F>,
     owner: Owner,
@@ -447,16 +448,9 @@ struct Home<F: FnOnce()> {
 // nothing else is done with it anywhere else.
 unsafe impl<F: FnOnce()> Send for Home<F> {}
 
-impl<F: FnOnce()> Home<F> {
-    fn run(mut self) {
-        if let Some(body) = self.body.take() {
-            body();
-        }
-    }
-}
-
 impl<F: FnOnce()> Drop for Home<F> {
-    /// A message that is dropped: by its own thread, whose tasks end, or because it cannot be sent.
+    /// It has arrived, as a message that is run, or that is dropped by its own thread, whose tasks
+    /// end; or it cannot be sent.
     fn drop(&mut self) {
         if let Some(body) = self.body.take() {
             if self.owner.is_current() {
