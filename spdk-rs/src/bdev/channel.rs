@@ -3,30 +3,40 @@
 use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use spdk_sys::spdk_io_channel;
 
 use super::descriptor::{Inner as DescriptorInner, Mode};
 use super::io::{self, IoSlots, Payload};
-use super::kind::IoType;
+use super::kind::{IoType, Kinds};
 use super::transfer::{Read, Write};
 use crate::buf::{DmaBuf, DmaBufList};
+use crate::executor::Turn;
 use crate::{Error, ErrorKind, Result};
 
 /// What a [`Channel`] and its I/O share.
 pub(super) struct ChannelInner {
     /// Null after the descriptor has let go.
     raw: Cell<*mut spdk_io_channel>,
+    /// What may be submitted: nothing any more once the descriptor is closing.
+    allowed: Cell<Kinds>,
     descriptor: Rc<DescriptorInner>,
-    slots: IoSlots,
+    /// The executor of its thread.
+    home: usize,
+    /// Its I/O that SPDK has not finished yet; the slots count it.
+    in_flight: Arc<AtomicUsize>,
 }
 
 impl ChannelInner {
     pub(super) fn new(raw: *mut spdk_io_channel, descriptor: Rc<DescriptorInner>) -> Rc<Self> {
         Rc::new(Self {
             raw: Cell::new(raw),
-            slots: IoSlots::new(descriptor.owner().home()),
+            allowed: Cell::new(descriptor.supported()),
+            home: descriptor.owner().home(),
             descriptor,
+            in_flight: Arc::default(),
         })
     }
 
@@ -34,9 +44,21 @@ impl ChannelInner {
         &self.descriptor
     }
 
-    #[inline]
-    pub(super) fn slots(&self) -> &IoSlots {
-        &self.slots
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// No I/O is submitted from now on.
+    pub(super) fn refuse(&self) {
+        self.allowed.set(Kinds::NONE);
+    }
+
+    /// To be called when an I/O has ended.
+    #[inline(always)]
+    pub(super) fn io_ended(&self) {
+        if self.allowed.get() == Kinds::NONE {
+            self.descriptor.let_go_if_idle();
+        }
     }
 
     /// The C channel. Not null while I/O is in flight.
@@ -44,16 +66,21 @@ impl ChannelInner {
         self.raw.get()
     }
 
+    /// The turn of a task on this thread, if it is one's turn.
+    #[inline(always)]
+    pub(super) fn turn(&self) -> Turn {
+        Turn::of(self.home)
+    }
+
     /// Whether SPDK can be asked: what it cannot find out itself. (What it refuses is explained
     /// by [`Self::check`].)
-    #[inline]
-    pub(super) fn is_fine(&self, kind: IoType, offset: u64, len: u64) -> bool {
+    #[inline(always)]
+    pub(super) fn is_fine(&self, kind: IoType, offset: u64, len: u64, turn: Turn) -> bool {
         let descriptor = &self.descriptor;
         len != 0
             && descriptor.is_aligned(offset | len)
-            && descriptor.is_open()
-            && descriptor.supports(kind)
-            && descriptor.owner().is_current()
+            && self.allowed.get().contains(kind as u32)
+            && (turn.is_some() || descriptor.owner().is_current())
     }
 
     /// Everything that can be known to fail without asking the device.
@@ -134,22 +161,26 @@ impl Drop for ChannelInner {
 /// # Panics
 /// None of them.
 #[doc(alias = "spdk_io_channel")]
-pub struct Channel(Rc<ChannelInner>);
+pub struct Channel(IoSlots);
 
 static_assertions::assert_not_impl_any!(Channel: Send, Sync);
 
 impl Channel {
     pub(super) fn new(inner: Rc<ChannelInner>) -> Self {
-        Self(inner)
+        Self(IoSlots::new(inner.home, Arc::clone(&inner.in_flight), inner))
     }
 
-    pub(super) fn inner(&self) -> &Rc<ChannelInner> {
+    pub(super) fn slots(&self) -> &IoSlots {
         &self.0
+    }
+
+    fn descriptor(&self) -> &DescriptorInner {
+        &self.0.context().descriptor
     }
 
     /// The device's name.
     pub fn name(&self) -> &str {
-        self.0.descriptor.name()
+        self.descriptor().name()
     }
 
     /// Reads at `offset`, as much as the buffer's capacity; all of it is initialised then.
@@ -216,7 +247,7 @@ impl Channel {
     /// See [`Channel`].
     #[doc(alias = "spdk_bdev_flush")]
     pub async fn flush(&self) -> Result<()> {
-        let size = self.0.descriptor.size();
+        let size = self.descriptor().size();
         match self.range(IoType::Flush, 0, size).await {
             Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
             result => result,
@@ -234,7 +265,7 @@ impl Channel {
 
     async fn range(&self, kind: IoType, offset: u64, len: u64) -> Result<()> {
         let mut op = io::prepare(&self.0, kind, offset, len, || Payload::None);
-        std::future::poll_fn(move |cx| io::poll(&mut op, cx, io::submit_now, |result, _| result)).await
+        std::future::poll_fn(move |cx| io::poll(&mut op, cx, kind, io::submit_now, |result, _| result)).await
     }
 }
 

@@ -34,10 +34,10 @@ impl Channel {
     async fn compare_any<B: IoBuf>(&self, expected: B, offset: u64) -> BufResult<(), B> {
         let len = expected.bytes(false) as u64;
         let make = || expected.into_payload();
-        let mut op = io::prepare(self.inner(), IoType::Compare, offset, len, make);
+        let mut op = io::prepare(self.slots(), IoType::Compare, offset, len, make);
         std::future::poll_fn(move |cx| {
-            io::poll(&mut op, cx, io::submit_now, |result, keep| {
-                BufResult(result, take(keep))
+            io::poll(&mut op, cx, IoType::Compare, io::submit_now, |result, payload| {
+                BufResult(result, take(payload))
             })
         })
         .await
@@ -89,13 +89,14 @@ impl Channel {
             return BufResult(Err(error), (expected, data));
         }
         let make = || Payload::Lists(expected, data);
-        let mut op = io::prepare(self.inner(), TYPE, offset, len as u64, make);
+        let mut op = io::prepare(self.slots(), TYPE, offset, len as u64, make);
         std::future::poll_fn(move |cx| {
             io::poll(
                 &mut op,
                 cx,
+                TYPE,
                 io::submit_now,
-                |result, keep| match std::mem::replace(&mut keep.payload, Payload::None) {
+                |result, payload| match std::mem::take(payload) {
                     Payload::Lists(expected, data) => BufResult(result, (expected, data)),
                     _ => unreachable!("the memory that was given comes back"),
                 },

@@ -57,6 +57,7 @@ pub(super) struct Inner {
     block_size: Cell<u32>,
     /// For sizes that are a power of two; else a mask that nothing passes.
     block_mask: Cell<u64>,
+    block_shift: Cell<u32>,
     /// In bytes.
     size: Cell<u64>,
     /// What the device can do.
@@ -90,6 +91,7 @@ impl Descriptor {
             mode,
             block_size: Cell::new(1),
             block_mask: Cell::new(u64::MAX),
+            block_shift: Cell::new(0),
             size: Cell::new(0),
             supported: Cell::new(Kinds::NONE),
             state: Cell::new(State::Open),
@@ -286,16 +288,8 @@ impl Inner {
         channels
             .iter()
             .filter_map(Weak::upgrade)
-            .map(|channel| channel.slots().at_c())
+            .map(|channel| channel.in_flight())
             .sum()
-    }
-
-    /// To be called when an I/O has ended.
-    #[inline]
-    pub(super) fn io_ended(&self) {
-        if matches!(self.state.get(), State::Closing(_)) {
-            self.let_go_if_idle();
-        }
     }
 
     /// The device goes.
@@ -314,6 +308,9 @@ impl Inner {
             // A removed device stays removed; it is what the user wants to know.
             (State::Open, why) | (State::Closing(Why::Closed), why @ Why::Removed) => {
                 self.state.set(State::Closing(why));
+                for channel in self.channels.borrow().iter().filter_map(Weak::upgrade) {
+                    channel.refuse();
+                }
                 self.let_go_if_idle();
             }
             (State::Closing(_) | State::Gone(_), _) => {}
@@ -321,8 +318,9 @@ impl Inner {
         self.wake_all();
     }
 
-    /// Gives channels and descriptor back to SPDK, on which a removal waits.
-    fn let_go_if_idle(&self) {
+    /// If it is closing and no I/O is in flight, gives channels and descriptor back to SPDK, on
+    /// which a removal waits.
+    pub(super) fn let_go_if_idle(&self) {
         let State::Closing(why) = self.state.get() else {
             return;
         };
@@ -381,6 +379,7 @@ impl Inner {
                 true => u64::from(block) - 1,
                 false => u64::MAX,
             });
+            self.block_shift.set(block.trailing_zeros());
             let blocks = spdk_sys::spdk_bdev_get_num_blocks(bdev);
             self.size.set(blocks * self.block_size());
         }
@@ -392,20 +391,26 @@ impl Inner {
         self.supported.set(supported);
     }
 
+    /// What the device can do.
+    pub(super) fn supported(&self) -> Kinds {
+        self.supported.get()
+    }
+
     /// Whether the device can do it.
-    #[inline]
     pub(super) fn supports(&self, kind: IoType) -> bool {
         self.supported.get().contains(kind as u32)
     }
 
     /// A range of whole blocks, in blocks.
-    #[inline]
     pub(super) fn blocks(&self, offset: u64, len: u64) -> (u64, u64) {
-        if self.block_mask.get() != u64::MAX {
-            let shift = self.block_size.get().trailing_zeros();
-            return (offset >> shift, len >> shift);
-        }
         (offset / self.block_size(), len / self.block_size())
+    }
+
+    /// As [`blocks`](Self::blocks), where [`is_aligned`](Self::is_aligned) has said yes.
+    #[inline(always)]
+    pub(super) fn aligned_blocks(&self, offset: u64, len: u64) -> (u64, u64) {
+        let shift = self.block_shift.get();
+        (offset >> shift, len >> shift)
     }
 
     /// Whether offsets and lengths (or'ed together) are ones of whole blocks. May say no where

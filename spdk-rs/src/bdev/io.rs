@@ -1,7 +1,8 @@
 //! One I/O: submit, wait for memory, complete.
 //!
-//! The keep of the operation holds all that SPDK uses meanwhile: the buffer, the channel (and
-//! through it the descriptor), and the entry in SPDK's queue of those that wait for memory.
+//! The operation's slot holds all that SPDK uses meanwhile: in its keep the buffer, and the entry
+//! in SPDK's queue of those that wait for memory; and, as what all I/O of a channel shares, the
+//! channel, and through it the descriptor.
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
@@ -17,11 +18,13 @@ use super::kind::IoType;
 use crate::buf::{DmaBuf, DmaBufList};
 use crate::executor::Waiter;
 use crate::op::Submitted;
-use crate::op::slots::{self, SlotOp, Slots};
+use crate::op::slots::{self, Live, SlotOp, Slots};
 use crate::{Error, ErrorKind, NvmeStatus, Result, guard};
 
 /// The memory of an I/O.
+#[derive(Default)]
 pub enum Payload {
+    #[default]
     None,
     Buf(DmaBuf),
     List(DmaBufList),
@@ -32,19 +35,22 @@ pub enum Payload {
 }
 
 /// The slots of a channel's I/O.
-pub(super) type IoSlots = Slots<Outcome, Keep>;
+pub(super) type IoSlots = Slots<Rc<ChannelInner>, Outcome, Keep>;
 
 /// An I/O, from its preparation to its end.
-pub(super) type IoOp = SlotOp<Outcome, Keep>;
+pub(super) type IoOp = SlotOp<Rc<ChannelInner>, Outcome, Keep>;
+
+/// By value, so that it stays in registers.
+type LiveIo<'a> = Live<'a, Rc<ChannelInner>, Outcome, Keep>;
 
 /// What is to be done, and all that SPDK uses while it works.
+#[repr(C)] // what waits comes last
 pub(super) struct Keep {
-    kind: IoType,
+    payload: Payload,
     /// In bytes; checked before it is submitted, as the length.
     offset: u64,
     len: u64,
-    pub(super) payload: Payload,
-    channel: Rc<ChannelInner>,
+    kind: IoType,
     /// In SPDK's queue while the I/O waits for memory; filled then.
     wait: MaybeUninit<spdk_bdev_io_wait_entry>,
 }
@@ -52,9 +58,9 @@ pub(super) struct Keep {
 impl Keep {
     /// Everything that can be known to be wrong with it without asking the device.
     #[cold]
-    fn problem(&self) -> Result<()> {
-        self.channel.check(self.kind, self.offset, self.len)?;
-        let descriptor = self.channel.descriptor();
+    fn problem(&self, channel: &ChannelInner) -> Result<()> {
+        channel.check(self.kind, self.offset, self.len)?;
+        let descriptor = channel.descriptor();
         let (_, blocks) = descriptor.blocks(self.offset, self.len);
         // SAFETY: the descriptor is open (checked just now), which keeps the bdev.
         let (metadata, atomic) = unsafe {
@@ -108,24 +114,23 @@ pub(super) enum Outcome {
 /// Prepares an I/O. The length of a transfer is that of its memory.
 #[inline]
 pub(super) fn prepare(
-    channel: &Rc<ChannelInner>,
+    slots: &IoSlots,
     kind: IoType,
     offset: u64,
     len: u64,
     payload: impl FnOnce() -> Payload,
 ) -> IoOp {
-    channel.slots().prepare(|| Keep {
-        kind,
+    slots.prepare(|| Keep {
+        payload: payload(),
         offset,
         len,
-        payload: payload(),
-        channel: Rc::clone(channel),
+        kind,
         wait: MaybeUninit::uninit(),
     })
 }
 
-/// One turn of an I/O's future: checks it and hands it to SPDK with `submit` at the first, and
-/// yields `finish` of what comes at the last.
+/// One turn of the future of an I/O of a kind: checks it and hands it to SPDK with `submit` at the first, and
+/// yields `finish` of what comes at the last, which takes the memory out.
 ///
 /// # Errors
 /// The I/O was refused before anything was done.
@@ -133,56 +138,66 @@ pub(super) fn prepare(
 pub(super) fn poll<R>(
     op: &mut IoOp,
     cx: &mut Context<'_>,
-    submit: impl FnOnce(&mut Keep, *mut c_void) -> i32,
-    finish: impl FnOnce(Result<()>, &mut Keep) -> R,
+    kind: IoType,
+    submit: impl FnOnce(&ChannelInner, &mut Keep, *mut c_void) -> i32,
+    finish: impl FnOnce(Result<()>, &mut Payload) -> R,
 ) -> Poll<R> {
-    if let Some(keep) = op.prepared() {
-        if keep.channel.is_fine(keep.kind, keep.offset, keep.len) {
-            op.submit(|keep: &mut Keep, cb_arg| match submit(keep, cb_arg) {
+    let mut op = op.live();
+    let mut turn = None;
+    if let Some((channel, keep)) = op.prepared() {
+        let now = channel.turn();
+        turn = Some(now);
+        if channel.is_fine(kind, keep.offset, keep.len, now) {
+            op.submit(|channel, keep, cb_arg| match submit(channel, keep, cb_arg) {
                 0 => Submitted::Pending,
-                rc => not_taken(keep, cb_arg, rc),
+                rc => not_taken(channel, keep, cb_arg, rc),
             });
         } else {
-            check(op);
+            op = check(op);
         }
     }
-    op.poll_with(cx, |outcome, keep| {
-        let result = match outcome {
-            Outcome::Success => Ok(()),
-            outcome => Err(explain(outcome, keep)),
-        };
-        finish(result, keep)
-    })
+    let Some(mut done) = op.done(cx, |op| turn.unwrap_or_else(|| op.turn())) else {
+        return Poll::Pending;
+    };
+    let (channel, outcome, keep) = done.parts();
+    let result = match outcome {
+        Outcome::Success => Ok(()),
+        outcome => Err(explain(channel, kind, outcome)),
+    };
+    let finished = finish(result, &mut keep.payload);
+    drop(done);
+    Poll::Ready(finished)
 }
 
 /// The long way: what is wrong with it, if anything.
 #[cold]
-fn check(op: &mut IoOp) {
-    op.submit(|keep: &mut Keep, cb_arg| {
-        if let Err(error) = keep.problem() {
+fn check(mut op: LiveIo<'_>) -> LiveIo<'_> {
+    op.submit(|channel, keep, cb_arg| {
+        if let Err(error) = keep.problem(channel) {
             return Submitted::Failed(Outcome::Invalid(error));
         }
-        submit(keep, cb_arg)
+        submit(channel, keep, cb_arg)
     });
+    op
 }
 
 /// SPDK did not take an I/O at the first attempt: it waits for memory, or something is wrong
 /// with it.
 #[cold]
-fn not_taken(keep: &mut Keep, cb_arg: *mut c_void, rc: i32) -> Submitted<Outcome> {
+fn not_taken(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void, rc: i32) -> Submitted<Outcome> {
     if rc == -libc::ENOMEM {
-        return submit(keep, cb_arg);
+        return submit(channel, keep, cb_arg);
     }
-    match keep.problem() {
+    match keep.problem(channel) {
         Ok(()) => Submitted::Failed(Outcome::Refused(rc)),
         Err(error) => Submitted::Failed(Outcome::Invalid(error)),
     }
 }
 
 #[cold]
-fn explain(outcome: &mut Outcome, keep: &Keep) -> Error {
-    let what = keep.kind.what();
-    let descriptor = keep.channel.descriptor();
+fn explain(channel: &ChannelInner, kind: IoType, outcome: &mut Outcome) -> Error {
+    let what = kind.what();
+    let descriptor = channel.descriptor();
     match std::mem::replace(outcome, Outcome::Gone) {
         Outcome::Invalid(error) => error,
         Outcome::Refused(rc) => Error::from_errno(what, descriptor.name(), rc),
@@ -200,15 +215,15 @@ fn explain(outcome: &mut Outcome, keep: &Keep) -> Error {
 }
 
 /// Hands the I/O to SPDK, or queues it for memory: the one place that knows of `ENOMEM`.
-fn submit(keep: &mut Keep, cb_arg: *mut c_void) -> Submitted<Outcome> {
-    if !keep.channel.descriptor().is_open() {
+fn submit(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> Submitted<Outcome> {
+    if !channel.descriptor().is_open() {
         return Submitted::Failed(Outcome::Gone);
     }
     // An I/O object may come free between the refusal and the attempt to queue, which SPDK
     // refuses in turn (-EINVAL): then the next attempt gets that object. It cannot go on for
     // ever, since nothing else runs on this thread meanwhile.
     for _ in 0..3 {
-        let rc = submit_now(keep, cb_arg);
+        let rc = submit_now(channel, keep, cb_arg);
         match rc {
             0 => return Submitted::Pending,
             rc if rc != -libc::ENOMEM => return Submitted::Failed(Outcome::Refused(rc)),
@@ -217,14 +232,14 @@ fn submit(keep: &mut Keep, cb_arg: *mut c_void) -> Submitted<Outcome> {
         // SAFETY: descriptor and channel are open, and kept so by the keep, which also holds the
         // entry in place until its callback has run (there is no way to take it back).
         let rc = unsafe {
-            let bdev = spdk_sys::spdk_bdev_desc_get_bdev(keep.channel.descriptor().raw());
+            let bdev = spdk_sys::spdk_bdev_desc_get_bdev(channel.descriptor().raw());
             let entry = keep.wait.write(spdk_bdev_io_wait_entry {
                 bdev,
                 cb_fn: Some(on_memory),
                 cb_arg,
                 ..std::mem::zeroed()
             });
-            spdk_sys::spdk_bdev_queue_io_wait(bdev, keep.channel.raw(), entry)
+            spdk_sys::spdk_bdev_queue_io_wait(bdev, channel.raw(), entry)
         };
         if rc == 0 {
             return Submitted::Pending;
@@ -235,19 +250,25 @@ fn submit(keep: &mut Keep, cb_arg: *mut c_void) -> Submitted<Outcome> {
 
 /// Calls the function of the I/O's kind. Each of them calls back once if it returns 0 (it may do
 /// so before it returns), and never otherwise.
-pub(super) fn submit_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
-    let channel = keep.channel.raw();
-    let descriptor = keep.channel.descriptor().raw();
+pub(super) fn submit_now(path: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
+    let channel = path.raw();
+    let descriptor = path.descriptor().raw();
     let done: spdk_bdev_io_completion_cb = Some(on_done);
-    let (at, count) = keep.channel.descriptor().blocks(keep.offset, keep.len);
-    // SAFETY: descriptor and channel are open, and stay so until the callback: the keep holds
+    let (at, count) = path.descriptor().blocks(keep.offset, keep.len);
+    // SAFETY: descriptor and channel are open, and stay so until the callback: the slots hold
     // them. The memory, too; it has `len` bytes: its capacity for a read, its initialised part
     // for what reads it only. This is the channel's thread: checked before the first attempt, and SPDK
     // calls back on it for the others.
     unsafe {
         match (keep.kind, &mut keep.payload) {
-            (IoType::Read, Payload::Buf(_)) => read_now(keep, cb_arg),
-            (IoType::Write, Payload::Buf(_)) => write_now(keep, cb_arg),
+            (IoType::Read, Payload::Buf(buf)) => {
+                let buf = buf.as_mut_ptr().cast();
+                spdk_sys::spdk_bdev_read_blocks(descriptor, channel, buf, at, count, done, cb_arg)
+            }
+            (IoType::Write, Payload::Buf(buf)) => {
+                let buf = buf.as_mut_ptr().cast();
+                spdk_sys::spdk_bdev_write_blocks(descriptor, channel, buf, at, count, done, cb_arg)
+            }
             (IoType::Read, Payload::List(list)) => {
                 let (iov, n) = list.iovecs(true);
                 spdk_sys::spdk_bdev_readv_blocks(descriptor, channel, iov, n, at, count, done, cb_arg)
@@ -320,18 +341,18 @@ unsafe fn separate_metadata(descriptor: *mut spdk_bdev_desc, blocks: u64) -> Opt
     }
 }
 
-/// [`submit_now`] for a read into one buffer.
+/// [`submit_now`] for a read into one buffer, where the short way has found nothing wrong.
 #[inline(always)]
-pub(super) fn read_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
+pub(super) fn read_now(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
     // SAFETY: it reads into the memory as far as it is long.
-    unsafe { transfer_now(keep, cb_arg, spdk_sys::spdk_bdev_read_blocks) }
+    unsafe { transfer_now(channel, keep, cb_arg, spdk_sys::spdk_bdev_read_blocks) }
 }
 
-/// [`submit_now`] for a write from one buffer.
+/// [`submit_now`] for a write from one buffer, as [`read_now`].
 #[inline(always)]
-pub(super) fn write_now(keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
+pub(super) fn write_now(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
     // SAFETY: it only reads the memory, as far as it is initialised.
-    unsafe { transfer_now(keep, cb_arg, spdk_sys::spdk_bdev_write_blocks) }
+    unsafe { transfer_now(channel, keep, cb_arg, spdk_sys::spdk_bdev_write_blocks) }
 }
 
 type TransferFn = unsafe extern "C" fn(
@@ -347,15 +368,30 @@ type TransferFn = unsafe extern "C" fn(
 /// # Safety
 /// `transfer` is that of the I/O's kind.
 #[inline(always)]
-unsafe fn transfer_now(keep: &mut Keep, cb_arg: *mut c_void, transfer: TransferFn) -> i32 {
+unsafe fn transfer_now(
+    channel: &ChannelInner,
+    keep: &mut Keep,
+    cb_arg: *mut c_void,
+    transfer: TransferFn,
+) -> i32 {
     let Payload::Buf(buf) = &mut keep.payload else {
-        return submit_now(keep, cb_arg);
+        return submit_now(channel, keep, cb_arg);
     };
-    let (channel, buf) = (&keep.channel, buf.as_mut_ptr().cast());
-    let (at, count) = channel.descriptor().blocks(keep.offset, keep.len);
-    let (descriptor, channel) = (channel.descriptor().raw(), channel.raw());
+    let buf = buf.as_mut_ptr().cast();
+    let descriptor = channel.descriptor();
+    let (at, count) = descriptor.aligned_blocks(keep.offset, keep.len);
     // SAFETY: as in `submit_now`.
-    unsafe { transfer(descriptor, channel, buf, at, count, Some(on_done), cb_arg) }
+    unsafe {
+        transfer(
+            descriptor.raw(),
+            channel.raw(),
+            buf,
+            at,
+            count,
+            Some(on_done),
+            cb_arg,
+        )
+    }
 }
 
 /// SPDK calls this when an I/O has ended, on the thread that submitted it.
@@ -444,14 +480,14 @@ unsafe extern "C" fn on_memory(cb_arg: *mut c_void) {
 unsafe extern "C" fn try_again(cb_arg: *mut c_void) {
     guard::ffi((), || {
         // SAFETY: cb_arg is that of `poll`'s operation, which has not ended; this runs on its
-        // thread. The reference to the keep ends before `end_within_c`.
+        // thread. The references end before `end_within_c`.
         unsafe {
-            if slots::is_orphaned::<Outcome, Keep>(cb_arg) {
+            if slots::is_orphaned::<Rc<ChannelInner>, Outcome, Keep>(cb_arg) {
                 end_within_c(cb_arg, Outcome::Orphaned);
                 return;
             }
-            let keep = slots::keep::<Outcome, Keep>(cb_arg);
-            if let Submitted::Failed(outcome) = submit(keep, cb_arg) {
+            let (channel, keep) = slots::keep::<Rc<ChannelInner>, Outcome, Keep>(cb_arg);
+            if let Submitted::Failed(outcome) = submit(channel, keep, cb_arg) {
                 end_within_c(cb_arg, outcome);
             }
         }
@@ -476,7 +512,7 @@ unsafe fn end_within_c(cb_arg: *mut c_void, outcome: Outcome) {
 /// As [`slots::complete`], for an operation of `poll`.
 #[inline(always)] // for a success, whose value is a constant then
 unsafe fn end(cb_arg: *mut c_void, outcome: Outcome, wake: impl FnOnce(Waiter)) {
-    let ended = |keep: &Keep| keep.channel.descriptor().io_ended();
+    let ended = |channel: &Rc<ChannelInner>| channel.io_ended();
     // SAFETY: as the contract says.
-    unsafe { slots::complete(cb_arg, outcome, ended, wake) }
+    unsafe { slots::complete::<_, _, Keep>(cb_arg, outcome, ended, wake) }
 }

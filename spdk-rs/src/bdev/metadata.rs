@@ -14,7 +14,7 @@ impl Channel {
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) if `metadata` is of another length.
     #[doc(alias = "spdk_bdev_read_blocks_with_md")]
     pub fn read_with_metadata(&self, buf: DmaBuf, metadata: DmaBuf, offset: u64) -> Read<(DmaBuf, DmaBuf)> {
-        Read::new(self.inner(), (buf, metadata), offset)
+        Read::new(self.slots(), (buf, metadata), offset)
     }
 
     /// As [`write`](Self::write), and writes the initialised part of `metadata`, which is
@@ -24,6 +24,6 @@ impl Channel {
     /// As [`read_with_metadata`](Self::read_with_metadata) and [`write`](Self::write).
     #[doc(alias = "spdk_bdev_write_blocks_with_md")]
     pub fn write_with_metadata(&self, buf: DmaBuf, metadata: DmaBuf, offset: u64) -> Write<(DmaBuf, DmaBuf)> {
-        Write::new(self.inner(), (buf, metadata), offset)
+        Write::new(self.slots(), (buf, metadata), offset)
     }
 }

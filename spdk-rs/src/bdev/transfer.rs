@@ -3,11 +3,9 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use super::channel::ChannelInner;
-use super::io::{self, IoOp, Keep, Payload};
+use super::io::{self, IoOp, IoSlots, Payload};
 use super::kind::IoType;
 use crate::buf::{BufResult, DmaBuf, DmaBufList};
 
@@ -20,13 +18,15 @@ impl IoBuf for DmaBufList {}
 impl IoBuf for (DmaBuf, DmaBuf) {}
 
 mod sealed {
+    use std::mem::take;
+
     use super::{DmaBuf, DmaBufList, Payload};
 
     pub trait Sealed: Unpin {
         /// What a transfer in this direction moves.
         fn bytes(&self, read: bool) -> usize;
         fn into_payload(self) -> Payload;
-        fn from_payload(payload: Payload) -> Option<Self>
+        fn from_payload(payload: &mut Payload) -> Option<Self>
         where
             Self: Sized;
         /// # Safety
@@ -43,11 +43,17 @@ mod sealed {
         fn into_payload(self) -> Payload {
             Payload::Buf(self)
         }
-        #[inline]
-        fn from_payload(payload: Payload) -> Option<Self> {
-            match payload {
-                Payload::Buf(buf) => Some(buf),
-                _ => None,
+        #[inline(always)]
+        fn from_payload(payload: &mut Payload) -> Option<Self> {
+            let Payload::Buf(buf) = payload else {
+                return None;
+            };
+            // SAFETY: it is moved out of the payload, which is overwritten without dropping it.
+            // (`take` would move the whole payload, through memory.)
+            unsafe {
+                let buf = std::ptr::read(buf);
+                std::ptr::write(payload, Payload::None);
+                Some(buf)
             }
         }
         #[inline]
@@ -64,8 +70,8 @@ mod sealed {
         fn into_payload(self) -> Payload {
             Payload::List(self)
         }
-        fn from_payload(payload: Payload) -> Option<Self> {
-            match payload {
+        fn from_payload(payload: &mut Payload) -> Option<Self> {
+            match take(payload) {
                 Payload::List(list) => Some(list),
                 _ => None,
             }
@@ -83,8 +89,8 @@ mod sealed {
         fn into_payload(self) -> Payload {
             Payload::WithMetadata(self.0, self.1)
         }
-        fn from_payload(payload: Payload) -> Option<Self> {
-            match payload {
+        fn from_payload(payload: &mut Payload) -> Option<Self> {
+            match take(payload) {
                 Payload::WithMetadata(buf, metadata) => Some((buf, metadata)),
                 _ => None,
             }
@@ -116,10 +122,10 @@ pub struct Write<B: IoBuf = DmaBuf> {
 
 impl<B: IoBuf> Read<B> {
     #[inline(always)]
-    pub(super) fn new(channel: &Rc<ChannelInner>, buf: B, offset: u64) -> Self {
+    pub(super) fn new(slots: &IoSlots, buf: B, offset: u64) -> Self {
         let len = buf.bytes(true) as u64;
         Self {
-            op: io::prepare(channel, IoType::Read, offset, len, || buf.into_payload()),
+            op: io::prepare(slots, IoType::Read, offset, len, || buf.into_payload()),
             buf: PhantomData,
         }
     }
@@ -127,10 +133,10 @@ impl<B: IoBuf> Read<B> {
 
 impl<B: IoBuf> Write<B> {
     #[inline(always)]
-    pub(super) fn new(channel: &Rc<ChannelInner>, buf: B, offset: u64) -> Self {
+    pub(super) fn new(slots: &IoSlots, buf: B, offset: u64) -> Self {
         let len = buf.bytes(false) as u64;
         Self {
-            op: io::prepare(channel, IoType::Write, offset, len, || buf.into_payload()),
+            op: io::prepare(slots, IoType::Write, offset, len, || buf.into_payload()),
             buf: PhantomData,
         }
     }
@@ -138,8 +144,7 @@ impl<B: IoBuf> Write<B> {
 
 /// The memory comes back.
 #[inline(always)]
-pub(super) fn take<B: IoBuf>(keep: &mut Keep) -> B {
-    let payload = std::mem::replace(&mut keep.payload, Payload::None);
+pub(super) fn take<B: IoBuf>(payload: &mut Payload) -> B {
     match B::from_payload(payload) {
         Some(buf) => buf,
         None => unreachable!("the memory that was given comes back"),
@@ -149,10 +154,10 @@ pub(super) fn take<B: IoBuf>(keep: &mut Keep) -> B {
 impl<B: IoBuf> Future for Read<B> {
     type Output = BufResult<(), B>;
 
-    #[inline]
+    #[inline(always)] // in one with the code of the task, as a callback's in C
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        io::poll(&mut self.op, cx, io::read_now, |result, keep| {
-            let mut buf: B = take(keep);
+        io::poll(&mut self.op, cx, IoType::Read, io::read_now, |result, payload| {
+            let mut buf: B = take(payload);
             if result.is_ok() {
                 // SAFETY: the device has filled the whole capacity.
                 unsafe { buf.filled() };
@@ -165,10 +170,14 @@ impl<B: IoBuf> Future for Read<B> {
 impl<B: IoBuf> Future for Write<B> {
     type Output = BufResult<(), B>;
 
-    #[inline]
+    #[inline(always)] // in one with the code of the task, as a callback's in C
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        io::poll(&mut self.op, cx, io::write_now, |result, keep| {
-            BufResult(result, take(keep))
-        })
+        io::poll(
+            &mut self.op,
+            cx,
+            IoType::Write,
+            io::write_now,
+            |result, payload| BufResult(result, take(payload)),
+        )
     }
 }

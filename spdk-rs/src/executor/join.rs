@@ -241,15 +241,15 @@ impl From<JoinError> for crate::Error {
 
 /// A future as the executor runs it: panics and aborts become results.
 pub(crate) struct Task<F: Future> {
-    /// Boxed so that it can be dropped in the middle of a poll without unsafe pinning.
-    future: Option<Pin<Box<F>>>,
+    /// Pinned as the task is.
+    future: Option<F>,
     sender: Sender<F::Output>,
 }
 
 impl<F: Future> Task<F> {
     pub(crate) fn new(future: F, sender: Sender<F::Output>) -> Self {
         Self {
-            future: Some(Box::pin(future)),
+            future: Some(future),
             sender,
         }
     }
@@ -264,35 +264,41 @@ impl<F: Future> Task<F> {
         state.abort
     }
 
-    /// Drops the future; a panic of its destructor is returned.
-    fn drop_future(&mut self) -> Result<(), Payload> {
-        let future = self.future.take();
-        catch_unwind(AssertUnwindSafe(|| drop(future)))
+    #[inline]
+    fn future(self: Pin<&mut Self>) -> Pin<&mut Option<F>> {
+        // SAFETY: the future is moved nowhere: it is reached by this only, and dropped in place.
+        unsafe { self.map_unchecked_mut(|task| &mut task.future) }
+    }
+
+    /// Drops the future; a panic of its destructor is returned. (It is gone then, too.)
+    fn drop_future(self: Pin<&mut Self>) -> Result<(), Payload> {
+        let mut future = self.future();
+        catch_unwind(AssertUnwindSafe(|| future.set(None)))
     }
 }
 
 impl<F: Future> Body for Task<F> {
     #[inline]
-    fn poll(&mut self, cx: &mut Context<'_>, queued: bool) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, queued: bool) -> Poll<()> {
         if queued && self.is_aborted(cx) {
-            let result = match self.drop_future() {
+            let result = match self.as_mut().drop_future() {
                 Ok(()) => JoinError(Repr::Canceled),
                 Err(payload) => JoinError::panicked(payload),
             };
             self.sender.send(Err(result));
             return Poll::Ready(());
         }
-        let Some(future) = self.future.as_mut() else {
+        let Some(future) = self.as_mut().future().as_pin_mut() else {
             return Poll::Ready(());
         };
         // AssertUnwindSafe: after a panic the future is only dropped.
-        let result = match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        let result = match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(value)) => Ok(value),
             Err(payload) => Err(JoinError::panicked(payload)),
         };
         // Whoever joins sees everything that the task held released.
-        let dropped = self.drop_future();
+        let dropped = self.as_mut().drop_future();
         match dropped {
             Ok(()) => self.sender.send(result),
             Err(payload) => self.sender.send(result.and(Err(JoinError::panicked(payload)))),
@@ -300,8 +306,8 @@ impl<F: Future> Body for Task<F> {
         Poll::Ready(())
     }
 
-    fn close(&mut self) {
-        if let Err(payload) = self.drop_future() {
+    fn close(mut self: Pin<&mut Self>) {
+        if let Err(payload) = self.as_mut().drop_future() {
             guard::keep(payload);
         }
         self.sender.send(Err(JoinError(Repr::Canceled)));
@@ -310,7 +316,8 @@ impl<F: Future> Body for Task<F> {
 
 impl<F: Future> Drop for Task<F> {
     fn drop(&mut self) {
-        if let Err(payload) = self.drop_future() {
+        // SAFETY: it was pinned, if at all, and is not moved any more.
+        if let Err(payload) = unsafe { Pin::new_unchecked(self) }.drop_future() {
             guard::keep(payload);
         }
     }

@@ -45,7 +45,7 @@ use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, yield_now};
 pub use join::{JoinError, JoinHandle};
 pub(crate) use join::{Sender, channel};
 use turn::TaskCell;
-pub(crate) use turn::{Waiter, is_turn_of, user_code, user_code_within_c};
+pub(crate) use turn::{Turn, Waiter, user_code, user_code_within_c};
 
 /// A message to a thread: runs there once, unless the executor is closed first (then it is
 /// dropped there).
@@ -278,20 +278,12 @@ impl Drop for Entry {
 }
 
 /// A task together with its entry; the task drops first.
-struct Tracked<F>
-where
-    F: Future + 'static,
-    F::Output: 'static,
-{
-    task: Rc<TaskCell<join::Task<F>>>,
+struct Tracked {
+    task: Rc<TaskCell>,
     _entry: Entry,
 }
 
-impl<F> Future for Tracked<F>
-where
-    F: Future + 'static,
-    F::Output: 'static,
-{
+impl Future for Tracked {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -299,11 +291,7 @@ where
     }
 }
 
-impl<F> Drop for Tracked<F>
-where
-    F: Future + 'static,
-    F::Output: 'static,
-{
+impl Drop for Tracked {
     fn drop(&mut self) {
         // An I/O may still hold the task's place; the future goes now.
         self.task.close();

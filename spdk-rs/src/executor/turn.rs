@@ -16,42 +16,58 @@
 //! before: while it aborts all that is in a queue ([`Waiter::wake_later`]), or submits that to a
 //! device written in Rust ([`user_code_within_c`]).
 
-use std::cell::{Cell, RefCell, UnsafeCell};
+use std::cell::{Cell, OnceCell, RefCell, UnsafeCell};
+use std::pin::Pin;
+use std::ptr;
 use std::rc::Rc;
-use std::sync::OnceLock;
 use std::task::{Context, Poll, Waker};
 
 /// What a task does when it is its turn; behind [`TaskCell`], without its type.
 pub(crate) trait Body {
     /// `queued`: the turn came by the run queue, so something else than an I/O may have woken
     /// the task, an abort too.
-    fn poll(&mut self, cx: &mut Context<'_>, queued: bool) -> Poll<()>;
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, queued: bool) -> Poll<()>;
 
     /// Drops the future, if it is still there.
-    fn close(&mut self);
+    fn close(self: Pin<&mut Self>);
 }
 
-/// A task's place on its thread.
-pub(crate) struct TaskCell<B: ?Sized> {
+/// A task's place on its thread. (The body is in a box of its own so that a pointer to this is one
+/// word, and what comes before the body is where the compiler knows it to be.)
+pub(crate) struct TaskCell {
+    body: UnsafeCell<Pin<Box<dyn Body>>>,
     /// Set at the first turn, which always comes by the queue.
-    waker: OnceLock<Waker>,
+    waker: OnceCell<Waker>,
     /// The address of its executor, to tell executors apart.
     home: usize,
     ended: Cell<bool>,
-    body: UnsafeCell<B>,
 }
 
-pub(crate) type TaskRef = Rc<TaskCell<dyn Body>>;
+pub(crate) type TaskRef = Rc<TaskCell>;
+
+/// What runs on a thread now.
+struct Now {
+    /// Code of users is on the stack.
+    busy: Cell<bool>,
+    /// There are tasks in [`DUE`], a look at which costs more, since it has a destructor.
+    has_due: Cell<bool>,
+    /// The task whose turn it is, or null.
+    task: Cell<*const TaskCell>,
+    /// The waker that its turn was given; of the turn before, if there is no task.
+    waker: Cell<*const Waker>,
+}
 
 thread_local! {
-    /// Code of users is on the stack.
-    static BUSY: Cell<bool> = const { Cell::new(false) };
-    /// The task whose turn it is.
-    static CURRENT: Cell<Option<*const TaskCell<dyn Body>>> = const { Cell::new(None) };
+    static NOW: Now = const {
+        Now {
+            busy: Cell::new(false),
+            has_due: Cell::new(false),
+            task: Cell::new(ptr::null()),
+            waker: Cell::new(ptr::null()),
+        }
+    };
     /// The tasks that run when the outermost [`user_code`] has returned.
     static DUE: RefCell<Vec<TaskRef>> = const { RefCell::new(Vec::new()) };
-    /// Whether there are any: a look at the list itself costs more, since it has a destructor.
-    static HAS_DUE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs code that is not this crate's; then the tasks whose I/O has completed meanwhile.
@@ -70,25 +86,28 @@ pub(crate) fn user_code_within_c<R>(body: impl FnOnce() -> R) -> R {
 #[inline]
 fn enter<R, const AT_ONCE: bool>(body: impl FnOnce() -> R) -> R {
     /// Also on a panic.
-    struct Leave<const AT_ONCE: bool>;
-    impl<const AT_ONCE: bool> Drop for Leave<AT_ONCE> {
+    struct Leave<'a, const AT_ONCE: bool>(&'a Now);
+    impl<const AT_ONCE: bool> Drop for Leave<'_, AT_ONCE> {
         #[inline]
         fn drop(&mut self) {
-            if HAS_DUE.replace(false) {
+            if self.0.has_due.get() {
                 run_due(AT_ONCE);
             }
-            BUSY.set(false);
+            self.0.busy.set(false);
         }
     }
-    if BUSY.replace(true) {
-        return body();
-    }
-    let _leave = Leave::<AT_ONCE>;
-    body()
+    NOW.with(|now| {
+        if now.busy.replace(true) {
+            return body();
+        }
+        let _leave = Leave::<AT_ONCE>(now);
+        body()
+    })
 }
 
 #[cold]
 fn run_due(at_once: bool) {
+    NOW.with(|now| now.has_due.set(false));
     let mut due = DUE.take();
     for task in due.drain(..) {
         if at_once {
@@ -104,16 +123,16 @@ fn run_due(at_once: bool) {
         }
         *late = due; // for its memory
     });
-    HAS_DUE.set(false);
+    NOW.with(|now| now.has_due.set(false));
 }
 
-impl<B: Body + 'static> TaskCell<B> {
-    pub(super) fn new(body: B, home: usize) -> Rc<Self> {
+impl TaskCell {
+    pub(super) fn new(body: impl Body + 'static, home: usize) -> Rc<Self> {
         Rc::new(Self {
-            waker: OnceLock::new(),
+            body: UnsafeCell::new(Box::pin(body)),
+            waker: OnceCell::new(),
             home,
             ended: Cell::new(false),
-            body: UnsafeCell::new(body),
         })
     }
 
@@ -123,8 +142,7 @@ impl<B: Body + 'static> TaskCell<B> {
             return Poll::Ready(());
         }
         self.waker.get_or_init(|| cx.waker().clone());
-        let this: TaskRef = Rc::clone(self) as TaskRef;
-        user_code(|| this.turn(true))
+        user_code(|| self.turn(true))
     }
 
     /// Drops the future. The task has no more turns.
@@ -132,30 +150,32 @@ impl<B: Body + 'static> TaskCell<B> {
         if !self.ended.replace(true) {
             // SAFETY: the task does not have its turn: it would hold its future, whose drop
             // leads here.
-            unsafe { (*self.body.get()).close() };
+            unsafe { &mut *self.body.get() }.as_mut().close();
         }
     }
-}
 
-impl TaskCell<dyn Body> {
-    /// One turn. [`user_code`] has been entered.
+    /// One turn. [`user_code`] has been entered, and whoever calls this holds the task.
     #[inline]
     fn turn(self: &Rc<Self>, queued: bool) -> Poll<()> {
         /// Also on a panic.
-        struct Over;
-        impl Drop for Over {
+        struct Over<'a>(&'a Now);
+        impl Drop for Over<'_> {
             #[inline]
             fn drop(&mut self) {
-                CURRENT.set(None);
+                self.0.task.set(ptr::null());
             }
         }
         let Some(waker) = self.waker.get() else {
             return Poll::Pending; // nobody can wait for an I/O before the first turn
         };
-        CURRENT.set(Some(Rc::as_ptr(self)));
-        let _over = Over;
-        // SAFETY: turns do not nest (user_code), so this is the only reference to the body.
-        let poll = unsafe { (*self.body.get()).poll(&mut Context::from_waker(waker), queued) };
+        let poll = NOW.with(|now| {
+            now.task.set(Rc::as_ptr(self));
+            now.waker.set(waker);
+            let _over = Over(now);
+            // SAFETY: turns do not nest (user_code), so this is the only reference to the body.
+            let body = unsafe { &mut *self.body.get() };
+            body.as_mut().poll(&mut Context::from_waker(waker), queued)
+        });
         if poll.is_ready() {
             self.ended.set(true);
         }
@@ -177,11 +197,26 @@ impl TaskCell<dyn Body> {
     }
 }
 
-/// Whether a task of the executor `home` has its turn.
-#[inline]
-pub(crate) fn is_turn_of(home: usize) -> bool {
-    // SAFETY: the task has its turn, so it is there; whoever gave it the turn holds it.
-    CURRENT.get().is_some_and(|task| unsafe { (*task).home } == home)
+/// The task that has its turn, if it is one of the executor `home`.
+#[derive(Clone, Copy)]
+pub(crate) struct Turn(*const TaskCell);
+
+impl Turn {
+    #[inline(always)]
+    pub(crate) fn of(home: usize) -> Self {
+        let task = NOW.with(|now| now.task.get());
+        // SAFETY: the task has its turn, so it is there; whoever gave it the turn holds it.
+        if !task.is_null() && unsafe { (*task).home } == home {
+            return Self(task);
+        }
+        Self(ptr::null())
+    }
+
+    /// Whether there is one: this is a thread of the executor then.
+    #[inline(always)]
+    pub(crate) fn is_some(self) -> bool {
+        !self.0.is_null()
+    }
 }
 
 /// Who waits for an I/O.
@@ -191,22 +226,17 @@ pub(crate) enum Waiter {
 }
 
 impl Waiter {
-    /// Whoever polls now, for an I/O of the executor `home`.
-    #[inline]
-    pub(crate) fn of(cx: &Context<'_>, home: usize) -> Self {
-        if let Some(task) = CURRENT.get() {
-            // SAFETY: the task has its turn, so it is there; whoever gave it the turn holds it.
-            // The waker that a turn gives is the one that is kept, in its place.
-            let is_task = unsafe {
-                (*task).home == home && (*task).waker.get().is_some_and(|w| std::ptr::eq(w, cx.waker()))
-            };
-            if is_task {
-                // SAFETY: the pointer comes from Rc::as_ptr, of an Rc that is held (see above).
-                return Self::Task(unsafe {
-                    Rc::increment_strong_count(task);
-                    Rc::from_raw(task)
-                });
-            }
+    /// Whoever polls now, for an I/O of an executor's that `turn` was asked for.
+    #[inline(always)]
+    pub(crate) fn of(cx: &Context<'_>, turn: Turn) -> Self {
+        let task = turn.0;
+        if !task.is_null() && NOW.with(|now| ptr::eq(now.waker.get(), cx.waker())) {
+            // SAFETY: the task has its turn still: the caller is a part of it. So it is there;
+            // whoever gave it the turn holds the Rc that the pointer comes from (Rc::as_ptr).
+            return Self::Task(unsafe {
+                Rc::increment_strong_count(task);
+                Rc::from_raw(task)
+            });
         }
         Self::Waker(cx.waker().clone())
     }
@@ -226,11 +256,15 @@ impl Waiter {
     pub(crate) fn wake(self) {
         match self {
             Self::Waker(waker) => waker.wake(),
-            Self::Task(task) if BUSY.get() => {
-                DUE.with_borrow_mut(|due| due.push(task));
-                HAS_DUE.set(true);
-            }
+            Self::Task(task) if NOW.with(|now| now.busy.get()) => due(task),
             Self::Task(task) => user_code(|| task.turn_by_io()),
         }
     }
+}
+
+/// To be run when the outermost [`user_code`] has returned.
+#[cold]
+fn due(task: TaskRef) {
+    DUE.with_borrow_mut(|due| due.push(task));
+    NOW.with(|now| now.has_due.set(true));
 }

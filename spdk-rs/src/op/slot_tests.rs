@@ -3,10 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use super::Submitted;
-use super::slots::{SlotOp, Slots, complete, is_orphaned, keep};
+use super::slots::{Live, SlotOp, Slots, complete, is_orphaned, keep};
 use crate::executor::Waiter;
 
 /// Says when it is dropped.
@@ -18,10 +19,10 @@ impl Drop for Canary {
     }
 }
 
-type Op = SlotOp<i32, Canary>;
+type Op = SlotOp<(), i32, Canary>;
 
 struct Bench {
-    slots: Slots<i32, Canary>,
+    slots: Slots<(), i32, Canary>,
     dropped: Rc<Cell<u32>>,
     at_c: Rc<RefCell<Vec<*mut c_void>>>,
 }
@@ -29,7 +30,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         Self {
-            slots: Slots::new(0),
+            slots: Slots::new(0, Arc::default(), ()),
             dropped: Rc::default(),
             at_c: Rc::default(),
         }
@@ -41,7 +42,7 @@ impl Bench {
 
     fn pending(&self) -> Op {
         let mut op = self.prepare();
-        op.submit(|_: &mut Canary, cb_arg| {
+        op.live().submit(|(), _, cb_arg| {
             self.at_c.borrow_mut().push(cb_arg);
             Submitted::Pending
         });
@@ -51,12 +52,21 @@ impl Bench {
     fn call_back(&self, value: i32) {
         let cb_arg = self.at_c.borrow_mut().remove(0);
         // SAFETY: the pointer comes from `pending`, and is called back once.
-        unsafe { complete(cb_arg, value, |_: &Canary| (), Waiter::wake) };
+        unsafe { complete::<(), _, Canary>(cb_arg, value, |()| (), Waiter::wake) };
     }
 }
 
 fn poll(op: &mut Op) -> Poll<i32> {
-    op.poll_with(&mut Context::from_waker(Waker::noop()), |value, _| *value)
+    poll_with(op, Waker::noop())
+}
+
+fn poll_with(op: &mut Op, waker: &Waker) -> Poll<i32> {
+    let Some(mut done) = op.live().done(&Context::from_waker(waker), Live::turn) else {
+        return Poll::Pending;
+    };
+    let (_, value, keep) = done.parts();
+    drop(std::mem::replace(keep, Canary(Rc::default())));
+    Poll::Ready(*value)
 }
 
 #[test]
@@ -89,13 +99,13 @@ fn dropped_while_pending() {
     let op = bench.pending();
     let cb_arg = bench.at_c.borrow()[0];
     // SAFETY: the operation is pending.
-    assert!(!unsafe { is_orphaned::<i32, Canary>(cb_arg) });
+    assert!(!unsafe { is_orphaned::<(), i32, Canary>(cb_arg) });
     drop(op);
     assert_eq!(bench.dropped.get(), 0, "C has it");
     // SAFETY: the operation is pending, and this is the only reference to its keep.
     unsafe {
-        assert!(is_orphaned::<i32, Canary>(cb_arg));
-        assert_eq!(keep::<i32, Canary>(cb_arg).0.get(), 0);
+        assert!(is_orphaned::<(), i32, Canary>(cb_arg));
+        assert_eq!(keep::<(), i32, Canary>(cb_arg).1.0.get(), 0);
     }
     // Its slot is not given out again meanwhile.
     let other = bench.pending();
@@ -121,7 +131,7 @@ fn completed_but_never_taken() {
 fn refused() {
     let bench = Bench::new();
     let mut op = bench.prepare();
-    op.submit(|_: &mut Canary, _| Submitted::Failed(-12));
+    op.live().submit(|(), _, _| Submitted::Failed(-12));
     assert_eq!(poll(&mut op), Poll::Ready(-12));
     assert_eq!(bench.dropped.get(), 1);
 }
@@ -131,9 +141,9 @@ fn completed_before_submit_returned() {
     let bench = Bench::new();
     for report in [Submitted::Pending, Submitted::Failed(-1)] {
         let mut op = bench.prepare();
-        op.submit(|_: &mut Canary, cb_arg| {
+        op.live().submit(|(), _, cb_arg| {
             // SAFETY: called back once.
-            unsafe { complete(cb_arg, 5, |_: &Canary| (), Waiter::wake) };
+            unsafe { complete::<(), _, Canary>(cb_arg, 5, |()| (), Waiter::wake) };
             report
         });
         assert_eq!(poll(&mut op), Poll::Ready(5), "the callback's word stands");
@@ -155,7 +165,7 @@ fn slots_outlive_their_handle() {
     drop(bench);
     for cb_arg in at_c.take() {
         // SAFETY: each is called back once.
-        unsafe { complete(cb_arg, 3, |_: &Canary| (), Waiter::wake) };
+        unsafe { complete::<(), _, Canary>(cb_arg, 3, |()| (), Waiter::wake) };
     }
     assert_eq!(dropped.get(), 1);
     assert_eq!(poll(&mut kept), Poll::Ready(3));
@@ -180,7 +190,6 @@ fn as_many_as_wanted_at_a_time() {
 
 #[test]
 fn the_waker_is_the_last_one() {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     struct Count(AtomicUsize);
     impl std::task::Wake for Count {
@@ -193,8 +202,7 @@ fn the_waker_is_the_last_one() {
     let counts = [0, 1].map(|_| Arc::new(Count(AtomicUsize::new(0))));
     for count in &counts {
         let waker = Waker::from(Arc::clone(count));
-        let mut cx = Context::from_waker(&waker);
-        assert!(op.poll_with(&mut cx, |value, _| *value).is_pending());
+        assert!(poll_with(&mut op, &waker).is_pending());
     }
     bench.call_back(0);
     assert_eq!(counts.map(|count| count.0.load(Ordering::SeqCst)), [0, 1]);

@@ -14,7 +14,8 @@
 //! | orphaned | gone | works | no | yes |
 //! | completed | there | done | yes | yes |
 //!
-//! The memory of all slots stays until the last operation has ended, also when [`Slots`] is gone.
+//! Slots share a *context*: what all operations of a pool need. It and the memory of all slots stay
+//! until the last operation has ended, also when [`Slots`] is gone.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::ffi::c_void;
@@ -22,10 +23,10 @@ use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::Context;
 
-use super::{Submit, Submitted};
-use crate::executor::Waiter;
+use super::Submitted;
+use crate::executor::{Turn, Waiter};
 use crate::sanitize;
 
 /// Slots made at a time.
@@ -50,32 +51,34 @@ enum State {
     Completed,
 }
 
-struct Slot<T, K> {
+/// What an I/O touches comes first, on as few cache lines as can be.
+#[repr(C, align(64))]
+struct Slot<C, T, K> {
     state: Cell<State>,
-    next_free: Cell<Option<NonNull<Slot<T, K>>>>,
-    pool: NonNull<Pool<T, K>>,
+    pool: NonNull<Pool<C, T, K>>,
+    next_free: Cell<Option<NonNull<Slot<C, T, K>>>>,
     waiter: UnsafeCell<Option<Waiter>>,
     value: UnsafeCell<MaybeUninit<T>>,
     keep: UnsafeCell<MaybeUninit<K>>,
 }
 
-type Chunk<T, K> = Box<[Slot<T, K>]>;
+type Chunk<C, T, K> = Box<[Slot<C, T, K>]>;
 
-struct Pool<T, K> {
-    /// Chunks never move or shrink: C holds addresses of slots.
-    chunks: RefCell<Vec<Chunk<T, K>>>,
-    free: Cell<Option<NonNull<Slot<T, K>>>>,
-    /// Slots that are not free.
-    used: Cell<usize>,
-    /// The [`Slots`] is gone: the last operation frees the pool.
-    abandoned: Cell<bool>,
+struct Pool<C, T, K> {
+    free: Cell<Option<NonNull<Slot<C, T, K>>>>,
     at_c: Arc<AtomicUsize>,
     /// The executor of its thread, see [`Waiter::of`].
     home: usize,
+    context: C,
+    /// Once the [`Slots`] is gone, the slots that are not free: the last operation frees the pool.
+    left: Cell<Option<usize>>,
+    /// Chunks never move or shrink: C holds addresses of slots.
+    chunks: RefCell<Vec<Chunk<C, T, K>>>,
 }
 
-impl<T, K> Pool<T, K> {
+impl<C, T, K> Pool<C, T, K> {
     /// One writer: no read-modify-write is needed.
+    #[inline(always)]
     fn count(&self, change: isize) {
         let count = self.at_c.load(Ordering::Relaxed);
         self.at_c
@@ -84,7 +87,7 @@ impl<T, K> Pool<T, K> {
 
     #[cold]
     fn grow(&self, this: NonNull<Self>) {
-        let chunk: Chunk<T, K> = (0..CHUNK)
+        let chunk: Chunk<C, T, K> = (0..CHUNK)
             .map(|_| Slot {
                 state: Cell::new(State::Free),
                 next_free: Cell::new(None),
@@ -101,36 +104,47 @@ impl<T, K> Pool<T, K> {
         }
         self.chunks.borrow_mut().push(chunk);
     }
+
+    /// # Safety
+    /// No handle and no operation is left.
+    #[cold]
+    unsafe fn free(at: NonNull<Self>) {
+        // SAFETY: by contract nobody else has a reference; it came from Box::leak.
+        let pool = unsafe { Box::from_raw(at.as_ptr()) };
+        let mut counters = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.retain(|count| !Arc::ptr_eq(count, &pool.at_c));
+    }
 }
 
 /// A thread's slots for operations with results `T` that keep a `K`.
-pub(crate) struct Slots<T, K>(NonNull<Pool<T, K>>);
+pub(crate) struct Slots<C, T, K>(NonNull<Pool<C, T, K>>);
 
-impl<T, K> Slots<T, K> {
-    /// For the thread of the executor `home`.
-    pub(crate) fn new(home: usize) -> Self {
-        let at_c = Arc::new(AtomicUsize::new(0));
+impl<C, T, K> Slots<C, T, K> {
+    /// For the thread of the executor `home`. `at_c` counts the operations that C has not finished
+    /// yet; nobody else changes it.
+    pub(crate) fn new(home: usize, at_c: Arc<AtomicUsize>, context: C) -> Self {
         let mut counters = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
         counters.push(Arc::clone(&at_c));
         Self(NonNull::from(Box::leak(Box::new(Pool {
-            chunks: RefCell::default(),
             free: Cell::new(None),
-            used: Cell::new(0),
-            abandoned: Cell::new(false),
             at_c,
             home,
+            context,
+            left: Cell::new(None),
+            chunks: RefCell::default(),
         }))))
     }
 
-    /// Operations that C has not finished yet.
-    pub(crate) fn at_c(&self) -> usize {
+    /// What the operations share.
+    #[inline]
+    pub(crate) fn context(&self) -> &C {
         // SAFETY: the pool lives at least as long as this handle.
-        unsafe { self.0.as_ref() }.at_c.load(Ordering::Relaxed)
+        &unsafe { self.0.as_ref() }.context
     }
 
     /// Prepares an operation with the keep that `make` makes, in its place.
     #[inline(always)]
-    pub(crate) fn prepare(&self, make: impl FnOnce() -> K) -> SlotOp<T, K> {
+    pub(crate) fn prepare(&self, make: impl FnOnce() -> K) -> SlotOp<C, T, K> {
         // SAFETY: the pool lives at least as long as this handle.
         let pool = unsafe { self.0.as_ref() };
         if pool.free.get().is_none() {
@@ -145,36 +159,31 @@ impl<T, K> Slots<T, K> {
         // SAFETY: the slot is free, so nobody else knows it. (If `make` panics it stays so.)
         unsafe { (*slot.keep.get()).write(make()) };
         pool.free.set(slot.next_free.get());
-        pool.used.set(pool.used.get() + 1);
         slot.state.set(State::Prepared);
         SlotOp(Some(at))
     }
 }
 
-impl<T, K> Drop for Slots<T, K> {
+impl<C, T, K> Drop for Slots<C, T, K> {
     fn drop(&mut self) {
         // SAFETY: the pool lives at least as long as this handle.
         let pool = unsafe { self.0.as_ref() };
-        pool.abandoned.set(true);
-        free_if_unused(self.0);
+        let mut left = pool.chunks.borrow().len() * CHUNK;
+        let mut free = pool.free.get();
+        while let Some(slot) = free {
+            left -= 1;
+            // SAFETY: slots live as long as the pool.
+            free = unsafe { slot.as_ref() }.next_free.get();
+        }
+        pool.left.set(Some(left));
+        if left == 0 {
+            // SAFETY: there is no handle any more, and no operation.
+            unsafe { Pool::free(self.0) };
+        }
     }
 }
 
-fn free_if_unused<T, K>(at: NonNull<Pool<T, K>>) {
-    // SAFETY: called with a pool that is alive: by its handle, or by the release of a slot.
-    let pool = unsafe { at.as_ref() };
-    if !pool.abandoned.get() || pool.used.get() > 0 {
-        return;
-    }
-    let mut counters = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
-    counters.retain(|count| !Arc::ptr_eq(count, &pool.at_c));
-    drop(counters);
-    // SAFETY: no handle and no operation is left, so this is the last reference; the pool came
-    // from Box::leak.
-    drop(unsafe { Box::from_raw(at.as_ptr()) });
-}
-
-impl<T, K> Slot<T, K> {
+impl<C, T, K> Slot<C, T, K> {
     /// Nobody may touch value and keep while the slot is free: the sanitizer is told.
     #[inline(always)]
     fn forbid(&self) {
@@ -225,7 +234,7 @@ impl<T, K> Slot<T, K> {
     /// Frees the slot. It may be gone after this.
     ///
     /// # Safety
-    /// C is done with it, and value and keep were dropped.
+    /// C is done with it, and value and keep were dropped, or need not be.
     #[inline(always)]
     unsafe fn release(at: NonNull<Self>) {
         // SAFETY: a slot that is not free keeps its pool alive.
@@ -236,9 +245,12 @@ impl<T, K> Slot<T, K> {
         // SAFETY: as above.
         let pool = unsafe { pool_at.as_ref() };
         slot.next_free.set(pool.free.replace(Some(at)));
-        pool.used.set(pool.used.get() - 1);
-        if pool.abandoned.get() {
-            free_if_unused(pool_at);
+        if let Some(left) = pool.left.get() {
+            pool.left.set(Some(left - 1));
+            if left == 1 {
+                // SAFETY: there is no handle any more, and this was the last operation.
+                unsafe { Pool::free(pool_at) };
+            }
         }
     }
 
@@ -246,7 +258,7 @@ impl<T, K> Slot<T, K> {
     ///
     /// # Safety
     /// The slot is not free; no future and no callback holds it any more.
-    #[inline(always)]
+    #[inline]
     unsafe fn discard(at: NonNull<Self>) {
         // SAFETY: not free, so the slot is there, and the keep; the value if it has completed.
         // What their destructors do cannot reach the slot: it is not free yet.
@@ -270,21 +282,20 @@ impl<T, K> Slot<T, K> {
 ///   same `T` and `K`, and this is the one and only call for it.
 /// * It runs on the thread that started the operation.
 #[inline(always)]
-pub(crate) unsafe fn complete<T, K>(
+pub(crate) unsafe fn complete<C, T, K>(
     cb_arg: *mut c_void,
     value: T,
-    ended: impl FnOnce(&K),
+    ended: impl FnOnce(&C),
     wake: impl FnOnce(Waiter),
 ) {
     // SAFETY: the slot of a pending operation, by contract; it is not null.
-    let at = unsafe { NonNull::new_unchecked(cb_arg.cast::<Slot<T, K>>()) };
+    let at = unsafe { NonNull::new_unchecked(cb_arg.cast::<Slot<C, T, K>>()) };
     // SAFETY: it is not free, so it is there.
     let slot = unsafe { at.as_ref() };
-    // SAFETY: so is its pool, and the keep, which C is done with.
-    unsafe {
-        slot.pool.as_ref().count(-1);
-        ended((*slot.keep.get()).assume_init_ref());
-    }
+    // SAFETY: a slot that is not free keeps its pool alive.
+    let pool = unsafe { slot.pool.as_ref() };
+    pool.count(-1);
+    ended(&pool.context);
     if slot.state.get() == State::Pending {
         // SAFETY: pending: the value is not there yet.
         unsafe { (*slot.value.get()).write(value) };
@@ -305,103 +316,161 @@ pub(crate) unsafe fn complete<T, K>(
 ///
 /// # Safety
 /// As [`complete`], but before it, and any number of times.
-pub(crate) unsafe fn is_orphaned<T, K>(cb_arg: *mut c_void) -> bool {
+pub(crate) unsafe fn is_orphaned<C, T, K>(cb_arg: *mut c_void) -> bool {
     // SAFETY: the slot of a pending operation, by contract.
-    unsafe { &*cb_arg.cast::<Slot<T, K>>() }.state.get() == State::Orphaned
+    unsafe { &*cb_arg.cast::<Slot<C, T, K>>() }.state.get() == State::Orphaned
 }
 
-/// The keep of a pending operation.
+/// Context and keep of a pending operation.
 ///
 /// # Safety
-/// As [`complete`], but before it; the reference must be gone before the operation can complete
-/// and before another one is made.
+/// As [`complete`], but before it; the references must be gone before the operation can complete
+/// and before others are made.
 #[inline]
-pub(crate) unsafe fn keep<'a, T, K>(cb_arg: *mut c_void) -> &'a mut K {
-    // SAFETY: the slot of a pending operation, by contract: the keep is there, and nobody but
-    // its callback touches it.
-    unsafe { (*(*cb_arg.cast::<Slot<T, K>>()).keep.get()).assume_init_mut() }
+pub(crate) unsafe fn keep<'a, C, T: 'a, K>(cb_arg: *mut c_void) -> (&'a C, &'a mut K) {
+    // SAFETY: the slot of a pending operation, by contract: its pool is there, and the keep, which
+    // nobody but its callback touches.
+    unsafe {
+        let slot = &*cb_arg.cast::<Slot<C, T, K>>();
+        (&slot.pool.as_ref().context, (*slot.keep.get()).assume_init_mut())
+    }
 }
 
 /// The future's half of an operation in a slot. Dropping it orphans the operation.
 #[must_use = "dropping it orphans the operation"]
-pub(crate) struct SlotOp<T, K>(Option<NonNull<Slot<T, K>>>);
+pub(crate) struct SlotOp<C, T, K>(Option<NonNull<Slot<C, T, K>>>);
 
-static_assertions::assert_not_impl_any!(SlotOp<i32, ()>: Send, Sync);
+static_assertions::assert_not_impl_any!(SlotOp<(), i32, ()>: Send, Sync);
 
 // A pointer to the slot, nothing that is pinned.
-impl<T, K> Unpin for SlotOp<T, K> {}
+impl<C, T, K> Unpin for SlotOp<C, T, K> {}
 
-impl<T, K> SlotOp<T, K> {
-    fn at(&self) -> NonNull<Slot<T, K>> {
-        self.0.expect("an operation is not polled after it has yielded")
+impl<C, T, K> SlotOp<C, T, K> {
+    /// The operation, for a turn of its future.
+    ///
+    /// # Panics
+    /// If it has yielded.
+    #[inline(always)]
+    pub(crate) fn live(&mut self) -> Live<'_, C, T, K> {
+        let at = self.0.expect("an operation is not polled after it has yielded");
+        Live { op: self, at }
+    }
+}
+
+/// An operation that has not yielded yet. (With the slot's address at hand: the compiler cannot
+/// know that C does not change it in the future, and would look there again and again.)
+pub(crate) struct Live<'a, C, T, K> {
+    op: &'a mut SlotOp<C, T, K>,
+    at: NonNull<Slot<C, T, K>>,
+}
+
+impl<'a, C, T, K> Live<'a, C, T, K> {
+    #[inline(always)]
+    fn slot(&self) -> &Slot<C, T, K> {
+        // SAFETY: the slot is not free while its future holds it.
+        unsafe { self.at.as_ref() }
     }
 
-    /// The keep, if the operation was not submitted yet.
-    #[inline]
-    pub(crate) fn prepared(&mut self) -> Option<&mut K> {
-        // SAFETY: the slot is not free while its future holds it.
-        let slot = unsafe { self.at().as_ref() };
+    #[inline(always)]
+    fn pool(&self) -> &Pool<C, T, K> {
+        // SAFETY: a slot that is not free keeps its pool alive.
+        unsafe { self.slot().pool.as_ref() }
+    }
+
+    /// The turn of a task on the thread of the operation, if it is one's turn.
+    #[inline(always)]
+    pub(crate) fn turn(&self) -> Turn {
+        Turn::of(self.pool().home)
+    }
+
+    /// Context and keep, if the operation was not submitted yet.
+    #[inline(always)]
+    pub(crate) fn prepared(&mut self) -> Option<(&C, &mut K)> {
+        if self.slot().state.get() != State::Prepared {
+            return None;
+        }
         // SAFETY: prepared: the keep is there, and nobody but this future knows it.
-        (slot.state.get() == State::Prepared).then(|| unsafe { (*slot.keep.get()).assume_init_mut() })
+        let keep = unsafe { (*self.slot().keep.get()).assume_init_mut() };
+        Some((&self.pool().context, keep))
     }
 
     /// Hands a prepared operation to C; see [`super::start`].
     #[inline(always)]
-    pub(crate) fn submit<S: Submit<T, K>>(&mut self, submit: S) {
-        let at = self.at();
-        // SAFETY: the slot is not free while its future holds it, so its pool is there, too.
-        let (slot, pool) = unsafe { (at.as_ref(), at.as_ref().pool.as_ref()) };
+    pub(crate) fn submit(&mut self, submit: impl FnOnce(&C, &mut K, *mut c_void) -> Submitted<T>) {
+        let slot = self.slot();
         debug_assert!(slot.state.get() == State::Prepared, "submitted once");
-        pool.count(1);
+        self.pool().count(1);
         slot.state.set(State::Pending);
         // SAFETY: the keep is there, and C does not know it yet.
         let keep = unsafe { (*slot.keep.get()).assume_init_mut() };
-        if let Submitted::Failed(value) = submit.submit(keep, at.as_ptr().cast()) {
+        if let Submitted::Failed(value) = submit(&self.pool().context, keep, self.at.as_ptr().cast()) {
             slot.refused(value);
         }
     }
 
-    /// Once the operation has completed, yields what `finish` makes of its value and its keep.
+    /// The operation, if it has completed; else whoever polls now is woken when it has. `turn` is
+    /// that of now.
     #[inline(always)]
-    pub(crate) fn poll_with<R>(
-        &mut self,
-        cx: &mut Context<'_>,
-        finish: impl FnOnce(&mut T, &mut K) -> R,
-    ) -> Poll<R> {
-        let at = self.at();
-        // SAFETY: the slot is not free while its future holds it, so its pool is there, too.
-        let (slot, pool) = unsafe { (at.as_ref(), at.as_ref().pool.as_ref()) };
-        if slot.state.get() != State::Completed {
-            slot.wait(Waiter::of(cx, pool.home));
-            return Poll::Pending;
+    pub(crate) fn done(
+        self,
+        cx: &Context<'_>,
+        turn: impl FnOnce(&Self) -> Turn,
+    ) -> Option<Done<'a, C, T, K>> {
+        if self.slot().state.get() != State::Completed {
+            self.slot().wait(Waiter::of(cx, turn(&self)));
+            return None;
         }
-        // SAFETY: completed: value and keep are there, and only this future knows them.
-        let result = unsafe {
-            finish(
-                (*slot.value.get()).assume_init_mut(),
-                (*slot.keep.get()).assume_init_mut(),
-            )
-        };
-        self.0 = None;
-        // SAFETY: not free, C is done, and the future has just let go.
-        unsafe { Slot::discard(at) };
-        Poll::Ready(result)
+        Some(Done(self))
     }
 }
 
-impl<T, K> Drop for SlotOp<T, K> {
-    #[inline]
-    fn drop(&mut self) {
-        let Some(at) = self.0.take() else { return };
-        // SAFETY: the slot is not free while its future holds it.
-        let slot = unsafe { at.as_ref() };
-        match slot.state.get() {
-            State::Pending => {
-                slot.state.set(State::Orphaned);
-                drop(slot.take_waiter());
-            }
-            // SAFETY: not free, and C does not know it, or is done with it.
-            _ => unsafe { Slot::discard(at) },
+/// An operation that has completed. Dropping this frees its slot.
+pub(crate) struct Done<'a, C, T, K>(Live<'a, C, T, K>);
+
+impl<C, T, K> Done<'_, C, T, K> {
+    /// Context, value and keep. Whatever of the two needs to be dropped is to be taken out: they
+    /// are not dropped with this.
+    #[inline(always)]
+    pub(crate) fn parts(&mut self) -> (&C, &mut T, &mut K) {
+        let slot = self.0.slot();
+        // SAFETY: completed: value and keep are there, and only this future knows them.
+        unsafe {
+            let value = (*slot.value.get()).assume_init_mut();
+            let keep = (*slot.keep.get()).assume_init_mut();
+            (&self.0.pool().context, value, keep)
         }
+    }
+}
+
+impl<C, T, K> Drop for Done<'_, C, T, K> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.0.op.0 = None;
+        // SAFETY: C is done with it, and the future has let go with the line before.
+        unsafe { Slot::release(self.0.at) };
+    }
+}
+
+impl<C, T, K> Drop for SlotOp<C, T, K> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let Some(at) = self.0 {
+            let_go(at);
+        }
+    }
+}
+
+/// The future is dropped before it has yielded.
+#[cold]
+fn let_go<C, T, K>(at: NonNull<Slot<C, T, K>>) {
+    // SAFETY: the slot is not free while its future holds it.
+    let slot = unsafe { at.as_ref() };
+    match slot.state.get() {
+        State::Pending => {
+            slot.state.set(State::Orphaned);
+            drop(slot.take_waiter());
+        }
+        // SAFETY: not free, and C does not know it, or is done with it.
+        _ => unsafe { Slot::discard(at) },
     }
 }

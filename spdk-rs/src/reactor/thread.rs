@@ -11,7 +11,7 @@ use spdk_sys::{spdk_poller, spdk_thread};
 
 use super::context::{self, Adoption};
 use super::cores;
-use crate::executor::{Call, Inbox, Sender, channel, is_turn_of, user_code};
+use crate::executor::{Call, Inbox, Sender, Turn, channel, user_code};
 use crate::runtime::DRAIN_LIMIT;
 use crate::{Error, ErrorKind, JoinHandle, Result, env, guard, sync};
 
@@ -396,7 +396,7 @@ impl Owner {
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
         // The one does for tasks what the other asks C.
-        is_turn_of(self.home()) || self.0.is_current()
+        Turn::of(self.home()).is_some() || self.0.is_current()
     }
 
     /// Refuses `what` on any other thread.
