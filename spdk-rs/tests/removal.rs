@@ -6,11 +6,11 @@ mod common;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use common::bdev::{LIMIT, poll_once, until};
-use common::{isolated, run};
+use common::{builder, isolated, run};
 use spdk_rs::bdev::delay::Latency;
 use spdk_rs::bdev::{self, Bdev, Mode, aio, delay, error, malloc};
 use spdk_rs::buf::DmaPool;
@@ -154,5 +154,43 @@ fn a_volume_whose_store_loses_its_device() {
         let volume = store.create_lvol("vol", 8 << 20, Provisioning::Thin).await?;
         drop((volume, store));
         removed_under_load("lvs/vol", malloc::delete("ram")).await
+    });
+}
+
+/// Whoever closes a removed device for the last time, and wherever: while the app thread runs, which
+/// may be looking devices up, it stays in the list.
+#[test]
+fn the_list_stands_still_for_the_app_thread() {
+    isolated("the_list_stands_still_for_the_app_thread", || {
+        let runtime = builder().core_mask("0x3").build().expect("options");
+        let ended = runtime.run(async {
+            let ram = malloc::create("ram", 8192, 512)?;
+            let worker = Thread::create("worker", 1)?;
+            let (opened, closed) = [(); 2].map(|()| Arc::new(AtomicBool::new(false))).into();
+            let (open_there, closed_there) = (Arc::clone(&opened), Arc::clone(&closed));
+            let task = worker.spawn_on(move || async move {
+                let descriptor = ram.open(Mode::ReadOnly)?;
+                open_there.store(true, Ordering::Release);
+                descriptor.removed().await;
+                closed_there.store(true, Ordering::Release);
+                anyhow::Ok(())
+            })?;
+            until("the device is open", || opened.load(Ordering::Acquire)).await?;
+
+            let mut delete = Box::pin(malloc::delete("ram"));
+            ensure!(poll_once(delete.as_mut()).is_pending(), "somebody has it open");
+            let limit = Instant::now() + LIMIT;
+            while !closed.load(Ordering::Acquire) {
+                ensure!(Instant::now() < limit, "the removal is not announced");
+                std::hint::spin_loop();
+            }
+            let listed = Bdev::all()?.iter().any(|bdev| bdev.name() == "ram");
+            ensure!(listed, "it left the list under the feet of the app thread");
+
+            timeout(LIMIT, delete).await??;
+            ensure!(Bdev::find("ram").is_err());
+            timeout(LIMIT, task).await??
+        });
+        ended.expect("run").expect("the scenario");
     });
 }

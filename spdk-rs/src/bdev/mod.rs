@@ -35,9 +35,9 @@
 //! [`lvol`](crate::lvol), devices written in Rust in [`bdev_module`](crate::bdev_module).
 //!
 //! Block devices are looked up, created and deleted on the [app thread](crate::reactor::Thread::app)
-//! (SPDK changes their list there, without a lock for readers; but when a device that is being
-//! removed is closed for the last time, v20.07 takes it off the list wherever that is: do not look
-//! devices up while another core closes one that is going). They may be opened on any thread.
+//! (SPDK changes their list there, without a lock for readers; a patch sees to it that a removed
+//! device leaves it there, too, whoever closes it for the last time). They may be opened on any
+//! thread.
 
 pub mod aio;
 mod channel;
