@@ -9,13 +9,23 @@ use std::ptr::NonNull;
 /// The strip behind a piece of memory: none without the sanitizer.
 const STRIP: usize = if cfg!(spdk_asan) { 64 } else { 0 };
 
+/// On the NUMA node `node`; if none is given, on that of the calling reactor's core if there is
+/// room, else on any.
+///
 /// # Safety
 /// The environment is running. The alignment is a power of two, and at least 64.
-pub(super) unsafe fn allocate(bytes: usize, alignment: usize) -> Option<NonNull<u8>> {
-    // SAFETY: spdk_dma_malloc may be called on any thread while the environment is up; it takes
-    // a power of two as alignment and a null pointer for "no physical address wanted".
-    let memory =
-        unsafe { spdk_sys::spdk_dma_malloc(bytes.saturating_add(STRIP), alignment, std::ptr::null_mut()) };
+pub(super) unsafe fn allocate(bytes: usize, alignment: usize, node: Option<u32>) -> Option<NonNull<u8>> {
+    let node = match node {
+        None => spdk_sys::SPDK_ENV_SOCKET_ID_ANY,
+        Some(node) => i32::try_from(node).ok()?,
+    };
+    // SAFETY: spdk_dma_malloc_socket may be called on any thread while the environment is up; it
+    // takes a power of two as alignment, a null pointer for "no physical address wanted", and any
+    // number for a node.
+    let memory = unsafe {
+        let bytes = bytes.saturating_add(STRIP);
+        spdk_sys::spdk_dma_malloc_socket(bytes, alignment, std::ptr::null_mut(), node)
+    };
     let memory = NonNull::new(memory.cast::<u8>())?;
     crate::sanitize::forbid(memory.as_ptr().wrapping_add(bytes), STRIP);
     Some(memory)

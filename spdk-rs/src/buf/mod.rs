@@ -72,6 +72,24 @@ impl DmaBuf {
     /// two; [`ErrorKind::NoMemory`]; [`ErrorKind::NotRunning`] before the environment is started
     /// and after it has stopped.
     pub fn aligned(capacity: usize, alignment: usize) -> Result<Self> {
+        Self::allocate(capacity, alignment, None)
+    }
+
+    /// As [`DmaBuf::aligned`], on one NUMA node: where the device is
+    /// ([`Bdev`](crate::bdev::Bdev)s do not tell; a controller's PCI address does), or the core
+    /// that works on the data ([`numa_node`](crate::reactor::numa_node)).
+    ///
+    /// The other constructors take memory of the calling reactor's node while there is some, and
+    /// of others then. Without hugepages memory is all of one kind, and the node is not looked at.
+    ///
+    /// # Errors
+    /// See [`DmaBuf::aligned`]; [`ErrorKind::NoMemory`] also if there is no such node.
+    #[doc(alias = "spdk_dma_malloc_socket")]
+    pub fn on_node(capacity: usize, alignment: usize, node: u32) -> Result<Self> {
+        Self::allocate(capacity, alignment, Some(node))
+    }
+
+    fn allocate(capacity: usize, alignment: usize, node: Option<u32>) -> Result<Self> {
         const WHAT: &str = "allocate DMA memory";
         if capacity == 0 || !alignment.is_power_of_two() {
             return Err(Error::new(
@@ -85,9 +103,10 @@ impl DmaBuf {
         }
         env::check_running(WHAT)?;
         // SAFETY: the environment is up, and the alignment a power of two (checked).
-        let Some(ptr) = (unsafe { heap::allocate(capacity, alignment.max(64)) }) else {
+        let Some(ptr) = (unsafe { heap::allocate(capacity, alignment.max(64), node) }) else {
+            let place = node.map_or(String::new(), |node| format!(" on NUMA node {node}"));
             return Err(Error::from_errno(WHAT, "", libc::ENOMEM)
-                .with_detail(format!("no {capacity} bytes left; start with more memory")));
+                .with_detail(format!("no {capacity} bytes left{place}; start with more memory")));
         };
         Ok(Self::from_memory(Box::new(Memory {
             ptr,

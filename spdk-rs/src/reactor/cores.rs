@@ -23,6 +23,20 @@ pub fn cores() -> Result<Vec<u32>> {
     Ok(used.collect())
 }
 
+/// The NUMA node of a reactor's core, for memory [near it](crate::buf::DmaBuf::on_node). `None` if
+/// the core has no reactor.
+///
+/// # Errors
+/// [`ErrorKind::NotRunning`](crate::ErrorKind::NotRunning).
+#[doc(alias = "spdk_env_get_socket_id")]
+pub fn numa_node(core: u32) -> Result<Option<u32>> {
+    if !cores()?.contains(&core) {
+        return Ok(None);
+    }
+    // SAFETY: reads a table that is set up while SPDK runs (checked), for a core in use.
+    Ok(Some(unsafe { spdk_sys::spdk_env_get_socket_id(core) }))
+}
+
 impl Thread {
     /// The spdk_thread that this crate keeps on core `core` for all who want to run something
     /// there. It is made when it is first asked for; the app thread's core has the app thread.

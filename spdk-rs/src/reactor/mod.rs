@@ -44,7 +44,7 @@ pub mod sync {
 }
 
 pub(crate) use context::{Adoption, close_all, close_current};
-pub use cores::cores;
+pub use cores::{cores, numa_node};
 pub use interval::{Interval, interval};
 pub use poller::Poller;
 pub(crate) use thread::{Owner, adopt_current, enter_app_thread, leave_app_thread};
