@@ -4,15 +4,15 @@
 
 #[cfg(not(spdk_loom))]
 mod chosen {
-    pub(crate) use std::sync::atomic::AtomicUsize;
-    pub(crate) use std::sync::{Arc, Mutex, MutexGuard};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicUsize, fence};
+    pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard};
     pub(crate) use std::thread::yield_now;
 }
 
 #[cfg(spdk_loom)]
 mod chosen {
-    pub(crate) use loom::sync::atomic::AtomicUsize;
-    pub(crate) use loom::sync::{Arc, Mutex, MutexGuard};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize, fence};
+    pub(crate) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
     pub(crate) use loom::thread::yield_now;
 }
 

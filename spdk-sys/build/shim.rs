@@ -15,7 +15,7 @@ pub fn include_dirs(root: &Path) -> Vec<PathBuf> {
 }
 
 /// The C files, one for an area. (`probe.c` is only expanded.)
-const SOURCES: &[&str] = &["bdev_module.c", "env.c", "lvol.c", "unpatched.c"];
+const SOURCES: &[&str] = &["bdev_module.c", "env.c", "lvol.c", "reactor.c", "unpatched.c"];
 
 /// Compiles and links the shim.
 pub fn compile(config: &Config, root: &Path) -> Result<()> {

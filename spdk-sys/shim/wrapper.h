@@ -61,5 +61,6 @@
 #include "event/subsystems/nvmf/event_nvmf.h"
 
 #include "bdev_module.h"
+#include "reactor.h"
 #include "shim.h"
 #include "lvol.h"

@@ -21,13 +21,17 @@ use super::BlockDevice;
 use super::disk::Disk;
 use super::io::{self, Ending, INVALID_OPCODE, Io, Ready};
 use crate::bdev::kind::{Kind, Kinds};
-use crate::executor::user_code_within_c;
+use crate::executor::{Bell, user_code_within_c};
 use crate::reactor::{self, Adoption};
+use crate::sync::Arc;
 use crate::{Error, Result, guard};
 
-/// What completing an I/O needs, whatever the device. All but `thread` is for that thread alone.
+/// What completing an I/O needs, whatever the device. All but `thread` and `bell`, which never
+/// change, is for that thread alone.
 pub(super) struct Header {
     thread: *mut spdk_thread,
+    /// Wakes that thread's core, where it may sleep.
+    bell: Option<Arc<Bell>>,
     /// Code of the device is on the stack.
     busy: Cell<bool>,
     /// Code of the device has panicked: it is given no more I/O.
@@ -220,6 +224,7 @@ unsafe fn make<D: BlockDevice>(disk: NonNull<Disk<D>>) -> Result<*mut State<D>> 
         header: Header {
             // SAFETY: reads a thread-local variable.
             thread: unsafe { spdk_sys::spdk_get_thread() },
+            bell: reactor::bell(),
             busy: Cell::new(false),
             broken: Cell::new(false),
             in_flight: Cell::new(0),
@@ -316,8 +321,8 @@ pub(super) unsafe extern "C" fn drain<D: BlockDevice>(iter: *mut spdk_io_channel
 /// The device has the I/O, on this channel, and lets go of it with this call. On any thread.
 #[inline]
 pub(super) unsafe fn end(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, ending: Ending) {
-    // SAFETY: a channel lives as long as the device has I/O of it. On other threads only its
-    // `thread` is read, which never changes.
+    // SAFETY: a channel lives as long as the device has I/O of it. On other threads only what
+    // never changes is read.
     unsafe {
         let channel = header.as_ptr();
         if ON_TOP.get() != channel.cast_const() {
@@ -346,9 +351,12 @@ unsafe fn end_there(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, ending:
     // nothing else uses it. A message may be sent from any thread, also one that is not SPDK's.
     unsafe {
         driver_context(raw).cast::<Ending>().write_unaligned(ending);
-        let thread = (*header.as_ptr()).thread;
+        let (thread, bell) = ((*header.as_ptr()).thread, (*header.as_ptr()).bell.clone());
         while spdk_sys::spdk_thread_send_msg(thread, Some(on_end), raw.as_ptr().cast()) != 0 {
             std::thread::yield_now(); // until the thread has used some messages up
+        }
+        if let Some(bell) = bell {
+            bell.ring();
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use loom::cell::UnsafeCell;
 use loom::thread;
@@ -56,7 +57,7 @@ impl Drop for Counted {
 #[test]
 fn loom_messages_of_two_threads_all_run() {
     loom::model(|| {
-        let executor = Executor::new(Inbox::new());
+        let executor = Executor::new(Inbox::new(None));
         let place = Watched::new();
         let threads = [1, 10].map(|value| {
             let (inbox, place) = (Arc::clone(&executor.inbox), place.clone());
@@ -72,10 +73,60 @@ fn loom_messages_of_two_threads_all_run() {
     });
 }
 
+/// Runs as a reactor does that sleeps when it has nothing to do: until it is woken, for loom has no
+/// clock. A wake-up that is lost is a deadlock, which loom reports.
+fn run_or_sleep(executors: &[&Executor], bell: &Bell, done: impl Fn() -> bool) {
+    while !done() {
+        if executors.iter().map(|executor| executor.run()).sum::<usize>() == 0 {
+            let idle = || executors.iter().all(|executor| executor.is_idle());
+            bell.sleep(|| idle().then_some(Duration::MAX));
+        }
+    }
+}
+
+#[test]
+fn loom_a_message_wakes_a_thread_that_sleeps() {
+    loom::model(|| {
+        let bell = Arc::new(Bell::new());
+        let executor = Executor::new(Inbox::new(Some(Arc::clone(&bell))));
+        let place = Watched::new();
+        let (inbox, sent) = (Arc::clone(&executor.inbox), place.clone());
+        let sender = thread::spawn(move || {
+            let call: Call = Box::new(move || sent.add(1));
+            assert!(inbox.call(call).is_ok());
+        });
+        run_or_sleep(&[&executor], &bell, || place.get() == 1);
+        sender.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_a_sleeper_with_two_inboxes_is_woken_by_both() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(2); // all orders would take hours
+    model.check(|| {
+        let bell = Arc::new(Bell::new());
+        let executors = [(); 2].map(|()| Executor::new(Inbox::new(Some(Arc::clone(&bell)))));
+        let place = Watched::new();
+        let [one, two] = &executors;
+        let senders = [(one, 1), (two, 10)].map(|(executor, value)| {
+            let (inbox, place) = (Arc::clone(&executor.inbox), place.clone());
+            thread::spawn(move || {
+                let call: Call = Box::new(move || place.add(value));
+                assert!(inbox.call(call).is_ok());
+            })
+        });
+        run_or_sleep(&[one, two], &bell, || place.get() == 11);
+        for sender in senders {
+            sender.join().unwrap();
+        }
+    });
+}
+
 #[test]
 fn loom_messages_of_one_thread_run_in_order() {
     loom::model(|| {
-        let executor = Executor::new(Inbox::new());
+        let executor = Executor::new(Inbox::new(None));
         let inbox = Arc::clone(&executor.inbox);
         let place = Watched::new();
         let sent = place.clone();
@@ -95,7 +146,7 @@ fn loom_messages_of_one_thread_run_in_order() {
 #[test]
 fn loom_a_wake_from_another_thread_is_not_lost() {
     loom::model(|| {
-        let executor = Executor::new(Inbox::new());
+        let executor = Executor::new(Inbox::new(None));
         let shared = Arc::new(Mutex::new((false, None::<Waker>)));
         let other = Arc::clone(&shared);
         let event = thread::spawn(move || {
@@ -124,7 +175,7 @@ fn loom_a_wake_from_another_thread_is_not_lost() {
 #[test]
 fn loom_a_message_to_a_closing_thread_is_refused_or_dropped() {
     loom::model(|| {
-        let executor = Executor::new(Inbox::new());
+        let executor = Executor::new(Inbox::new(None));
         let inbox = Arc::clone(&executor.inbox);
         let dropped = Arc::new(AtomicUsize::new(0));
         let message = Counted(Arc::clone(&dropped));
@@ -142,7 +193,7 @@ fn loom_a_message_to_a_closing_thread_is_refused_or_dropped() {
 #[test]
 fn loom_a_task_that_is_woken_while_its_thread_closes_is_dropped_there() {
     loom::model(|| {
-        let executor = Executor::new(Inbox::new());
+        let executor = Executor::new(Inbox::new(None));
         let waker = Rc::new(RefCell::new(None::<Waker>));
         let place = Rc::clone(&waker);
         let alive = Rc::new(());
@@ -213,7 +264,7 @@ fn loom_the_waker_that_counts_is_the_last() {
 #[test]
 fn loom_an_abort_reaches_a_task_that_waits() {
     loom::model(|| {
-        let executor = Executor::new(Inbox::new());
+        let executor = Executor::new(Inbox::new(None));
         let handle = executor.spawn(std::future::pending::<()>());
         let other = thread::spawn(move || {
             handle.abort();
@@ -227,7 +278,7 @@ fn loom_an_abort_reaches_a_task_that_waits() {
 #[test]
 fn loom_an_abort_of_a_task_that_ends_is_harmless() {
     loom::model(|| {
-        let executor = Executor::new(Inbox::new());
+        let executor = Executor::new(Inbox::new(None));
         let handle = executor.spawn(async { 3 });
         let other = thread::spawn(move || {
             handle.abort();

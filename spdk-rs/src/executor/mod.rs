@@ -20,6 +20,7 @@
 //!
 //! What may not be done here: name any type of SPDK. The tests run the queue on plain threads.
 
+mod bell;
 mod join;
 #[cfg(all(test, spdk_loom))]
 mod loom_tests;
@@ -42,6 +43,7 @@ use async_task::Runnable;
 
 use crate::guard;
 use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, yield_now};
+pub(crate) use bell::Bell;
 pub use join::{JoinError, JoinHandle};
 pub(crate) use join::{Sender, channel};
 use turn::TaskCell;
@@ -61,6 +63,8 @@ pub(crate) struct Inbox {
     queue: Mutex<Queue>,
     /// Length of the queue, so that an idle poll costs one load and no lock.
     len: AtomicUsize,
+    /// Wakes the owner, where it may sleep.
+    bell: Option<Arc<Bell>>,
 }
 
 struct Queue {
@@ -69,13 +73,14 @@ struct Queue {
 }
 
 impl Inbox {
-    pub(crate) fn new() -> Arc<Self> {
+    pub(crate) fn new(bell: Option<Arc<Bell>>) -> Arc<Self> {
         Arc::new(Self {
             queue: Mutex::new(Queue {
                 work: VecDeque::new(),
                 closed: false,
             }),
             len: AtomicUsize::new(0),
+            bell,
         })
     }
 
@@ -96,18 +101,17 @@ impl Inbox {
 
     /// Queues a message, or gives it back if the executor was closed.
     pub(crate) fn call(&self, call: Call) -> Result<(), Call> {
-        let mut queue = self.lock();
+        let queue = self.lock();
         if queue.closed {
             return Err(call);
         }
-        queue.work.push_back(Work::Call(call));
-        self.len.store(queue.work.len(), Ordering::Release);
+        self.push(queue, Work::Call(call));
         Ok(())
     }
 
     /// Queues a task that was woken.
     fn task(&self, task: Runnable) {
-        let mut queue = self.lock();
+        let queue = self.lock();
         if queue.closed {
             drop(queue);
             // Closing ends only when no task is left, so none can be woken now. Were one here
@@ -115,8 +119,16 @@ impl Inbox {
             std::mem::forget(task);
             return;
         }
-        queue.work.push_back(Work::Task(task));
+        self.push(queue, Work::Task(task));
+    }
+
+    fn push(&self, mut queue: MutexGuard<'_, Queue>, work: Work) {
+        queue.work.push_back(work);
         self.len.store(queue.work.len(), Ordering::Release);
+        drop(queue);
+        if let Some(bell) = &self.bell {
+            bell.ring();
+        }
     }
 
     fn pop(&self) -> Option<Work> {

@@ -35,7 +35,7 @@ fn run_all(executor: &Executor) {
 
 #[test]
 fn runs_futures_that_are_not_send() {
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let value = Rc::new(5);
     let mut handle = executor.spawn(async move { *value + 1 });
     assert!(now(&mut handle).is_none());
@@ -45,7 +45,7 @@ fn runs_futures_that_are_not_send() {
 
 #[test]
 fn a_task_that_wakes_itself_leaves_the_loop_after_each_turn() {
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let turns = Rc::new(Cell::new(0));
     let counted = Rc::clone(&turns);
     let _handle = executor.spawn(std::future::poll_fn(move |cx| {
@@ -60,7 +60,7 @@ fn a_task_that_wakes_itself_leaves_the_loop_after_each_turn() {
 
 #[test]
 fn a_panic_is_carried_by_the_handle() {
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let mut handle = executor.spawn(async { panic!("task went wrong") });
     run_all(&executor);
     let error = now(&mut handle).expect("ended").unwrap_err();
@@ -72,7 +72,7 @@ fn a_panic_is_carried_by_the_handle() {
 
 #[test]
 fn abort_drops_the_future_on_its_thread() {
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let (flag, slot) = (Rc::default(), Rc::default());
     let alive = Rc::new(());
     let kept = Rc::clone(&alive);
@@ -93,7 +93,7 @@ fn abort_drops_the_future_on_its_thread() {
 
 #[test]
 fn abort_before_the_first_poll() {
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let ran = Rc::new(Cell::new(false));
     let set = Rc::clone(&ran);
     let mut handle = executor.spawn(async move { set.set(true) });
@@ -105,7 +105,7 @@ fn abort_before_the_first_poll() {
 
 #[test]
 fn close_drops_what_is_left_and_refuses_more() {
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let (flag, slot) = (Rc::default(), Rc::default());
     let alive = Rc::new(());
     let kept = Rc::clone(&alive);
@@ -138,7 +138,7 @@ fn a_destructor_that_panics_does_not_save_the_other_tasks() {
             panic!("in drop");
         }
     }
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let alive = Rc::new(());
     let bomb = Bomb;
     let _first = executor.spawn(async move {
@@ -158,7 +158,7 @@ fn a_destructor_that_panics_does_not_save_the_other_tasks() {
 #[test]
 fn messages_run_in_order_and_a_panic_in_one_is_kept() {
     let _turn = guard::test_turn();
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let (tx, rx) = mpsc::channel();
     for n in 0..3 {
         let tx = tx.clone();
@@ -176,7 +176,7 @@ fn messages_run_in_order_and_a_panic_in_one_is_kept() {
 #[test]
 fn no_wake_from_other_threads_is_lost() {
     const ROUNDS: usize = 20_000;
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let (tx, rx) = mpsc::channel::<(Arc<AtomicBool>, Waker)>();
     let other = std::thread::spawn(move || {
         for (flag, waker) in rx {
@@ -213,7 +213,7 @@ fn no_wake_from_other_threads_is_lost() {
 #[test]
 fn closing_while_other_threads_wake() {
     for _ in 0..300 {
-        let executor = Executor::new(Inbox::new());
+        let executor = Executor::new(Inbox::new(None));
         let alive = Rc::new(());
         let (tx, rx) = mpsc::channel::<Waker>();
         let other = std::thread::spawn(move || {
@@ -244,7 +244,7 @@ fn closing_while_other_threads_wake() {
 
 #[test]
 fn join_handle_can_be_awaited_elsewhere() {
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let handle = executor.spawn(async { 11 });
     let other = std::thread::spawn(move || {
         let mut handle = pin!(handle);
@@ -288,7 +288,7 @@ impl FakeIo {
 
 #[test]
 fn an_io_runs_its_task_at_once() {
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let (io, turns) = (FakeIo::default(), Rc::new(Cell::new(0)));
     let mut handle = executor.spawn({
         let (io, turns, home) = (io.clone(), Rc::clone(&turns), executor.inbox.home());
@@ -311,7 +311,7 @@ fn an_io_runs_its_task_at_once() {
 
 #[test]
 fn no_task_runs_inside_of_other_code() {
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let io = FakeIo::default();
     let shared = Rc::new(RefCell::new(0));
     let _waits = executor.spawn({
@@ -353,7 +353,7 @@ fn no_task_runs_inside_of_other_code() {
 
 #[test]
 fn tasks_that_complete_each_other_do_not_nest() {
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let (a, b) = (FakeIo::default(), FakeIo::default());
     let turns = Rc::new(Cell::new(0_u32));
     for (mine, others) in [(a.clone(), b.clone()), (b.clone(), a.clone())] {
@@ -377,7 +377,7 @@ fn tasks_that_complete_each_other_do_not_nest() {
 
 #[test]
 fn an_io_of_another_executor_goes_by_the_waker() {
-    let (executor, other) = (Executor::new(Inbox::new()), Executor::new(Inbox::new()));
+    let (executor, other) = (Executor::new(Inbox::new(None)), Executor::new(Inbox::new(None)));
     let (io, done) = (FakeIo::default(), Rc::new(Cell::new(false)));
     let _waits = executor.spawn({
         let (io, done, home) = (io.clone(), Rc::clone(&done), other.inbox.home());
@@ -395,7 +395,7 @@ fn an_io_of_another_executor_goes_by_the_waker() {
 
 #[test]
 fn a_panic_after_an_io_is_the_tasks() {
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let io = FakeIo::default();
     let mut handle = executor.spawn({
         let (io, home) = (io.clone(), executor.inbox.home());
@@ -417,7 +417,7 @@ fn a_panic_after_an_io_is_the_tasks() {
 
 #[test]
 fn closing_drops_a_task_that_an_io_still_knows() {
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let io = FakeIo::default();
     let held = Rc::new(());
     let _waits = executor.spawn({
@@ -442,7 +442,7 @@ fn no_task_runs_inside_of_what_is_dropped() {
             self.0.complete();
         }
     }
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let shared = Rc::new(RefCell::new(0));
     // In whatever order they are dropped, one of them is still there when its I/O completes.
     let ios = [FakeIo::default(), FakeIo::default()];
@@ -475,7 +475,7 @@ fn a_result_that_nobody_takes_may_panic_when_it_is_dropped() {
             panic!("in drop");
         }
     }
-    let executor = Executor::new(Inbox::new());
+    let executor = Executor::new(Inbox::new(None));
     let io = FakeIo::default();
     drop(executor.spawn(async { Bomb }));
     drop(executor.spawn({

@@ -36,6 +36,16 @@ const CHUNK: usize = 32;
 /// counter.
 static COUNTERS: Mutex<Vec<Arc<AtomicUsize>>> = Mutex::new(Vec::new());
 
+thread_local! {
+    /// Those of the pools that belong to this OS thread.
+    static HERE: RefCell<Vec<Arc<AtomicUsize>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Whether C has operations that this OS thread has begun.
+pub(crate) fn pending_here() -> bool {
+    HERE.with_borrow(|counters| counters.iter().any(|count| count.load(Ordering::Relaxed) > 0))
+}
+
 /// Operations of all pools that C has not finished yet.
 pub(super) fn outstanding() -> usize {
     let counters = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,6 +123,9 @@ impl<C, T, K> Pool<C, T, K> {
         let pool = unsafe { Box::from_raw(at.as_ptr()) };
         let mut counters = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
         counters.retain(|count| !Arc::ptr_eq(count, &pool.at_c));
+        drop(counters);
+        // At the end of the OS thread the list may have gone already.
+        let _ = HERE.try_with(|here| here.borrow_mut().retain(|count| !Arc::ptr_eq(count, &pool.at_c)));
     }
 }
 
@@ -125,6 +138,8 @@ impl<C, T, K> Slots<C, T, K> {
     pub(crate) fn new(home: usize, at_c: Arc<AtomicUsize>, context: C) -> Self {
         let mut counters = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
         counters.push(Arc::clone(&at_c));
+        drop(counters);
+        HERE.with_borrow_mut(|counters| counters.push(Arc::clone(&at_c)));
         Self(NonNull::from(Box::leak(Box::new(Pool {
             free: Cell::new(None),
             at_c,

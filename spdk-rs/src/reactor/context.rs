@@ -125,6 +125,11 @@ pub(super) fn is_adopted() -> bool {
     current().is_some_and(|context| context.adoptions.get() > 0)
 }
 
+/// Whether no thread of this OS thread has anything to run.
+pub(super) fn all_idle() -> bool {
+    CONTEXTS.with_borrow(|contexts| contexts.iter().all(|context| context.executor.is_idle()))
+}
+
 /// Puts a thread on the list of those to be closed at the end.
 pub(crate) fn list(handle: &ThreadHandle) {
     let mut threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);

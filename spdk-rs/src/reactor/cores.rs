@@ -15,12 +15,15 @@ static HOMES: Mutex<Vec<(u32, ThreadHandle)>> = Mutex::new(Vec::new());
 #[doc(alias = "spdk_app_get_core_mask")]
 pub fn cores() -> Result<Vec<u32>> {
     env::check_running("list the reactors' cores")?;
+    Ok(used().collect())
+}
+
+/// The same, while SPDK is up.
+pub(super) fn used() -> impl Iterator<Item = u32> {
     let all = 0..spdk_sys::SPDK_CPUSET_SIZE;
-    // SAFETY: while SPDK runs (checked) the mask is set up and is not changed; the numbers are
+    // SAFETY: the mask is set up before the first thread runs, and is not changed; the numbers are
     // those of its bits.
-    let used = all
-        .filter(|core| unsafe { spdk_sys::spdk_cpuset_get_cpu(spdk_sys::spdk_app_get_core_mask(), *core) });
-    Ok(used.collect())
+    all.filter(|core| unsafe { spdk_sys::spdk_cpuset_get_cpu(spdk_sys::spdk_app_get_core_mask(), *core) })
 }
 
 /// The NUMA node of a reactor's core, for memory [near it](crate::buf::DmaBuf::on_node). `None` if

@@ -27,6 +27,7 @@
 
 mod context;
 mod cores;
+mod idle;
 mod interval;
 mod poller;
 mod thread;
@@ -45,6 +46,7 @@ pub mod sync {
 
 pub(crate) use context::{Adoption, close_all, close_current};
 pub use cores::{cores, numa_node};
+pub(crate) use idle::{begin as begin_idle, bell, hang_bells};
 pub use interval::{Interval, interval};
 pub use poller::Poller;
 pub(crate) use thread::{Owner, adopt_current, enter_app_thread, leave_app_thread};

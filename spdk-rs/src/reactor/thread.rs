@@ -10,7 +10,7 @@ use std::time::Instant;
 use spdk_sys::{spdk_poller, spdk_thread};
 
 use super::context::{self, Adoption};
-use super::cores;
+use super::{cores, idle};
 use crate::executor::{Call, Inbox, Sender, Turn, channel, user_code};
 use crate::runtime::DRAIN_LIMIT;
 use crate::{Error, ErrorKind, JoinHandle, Result, env, guard, sync};
@@ -24,7 +24,7 @@ pub(crate) fn enter_app_thread() -> Result<ThreadHandle> {
     let thread = unsafe { spdk_sys::spdk_get_thread() };
     let thread = Error::check_ptr("set up the app thread", "", thread, libc::EPERM)?;
     // SAFETY: the thread is the current one, so it exists.
-    let handle = unsafe { ThreadHandle::of(thread.as_ptr(), Inbox::new()) };
+    let handle = unsafe { ThreadHandle::of(thread.as_ptr(), Inbox::new(idle::bell())) };
     context::install(handle.clone())?;
     context::list(&handle);
     *APP_THREAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle.clone());
@@ -42,7 +42,7 @@ pub(crate) fn adopt_current() -> Result<Adoption> {
     let thread = unsafe { spdk_sys::spdk_get_thread() };
     let thread = Error::check_ptr("adopt spdk_thread", "", thread, libc::EPERM)?;
     // SAFETY: the thread is the current one, so it exists.
-    let handle = unsafe { ThreadHandle::of(thread.as_ptr(), Inbox::new()) };
+    let handle = unsafe { ThreadHandle::of(thread.as_ptr(), Inbox::new(idle::bell())) };
     let context = context::install(handle.clone())?;
     context::list(&handle);
     Ok(Adoption::first(context))
@@ -109,7 +109,7 @@ impl Thread {
         };
         let thread = Error::check_ptr(WHAT, name, thread, libc::ENOMEM)?;
         // SAFETY: the thread was created above, and nobody else could make it exit yet.
-        let handle = unsafe { ThreadHandle::of(thread.as_ptr(), Inbox::new()) };
+        let handle = unsafe { ThreadHandle::of(thread.as_ptr(), Inbox::new(idle::bell_of(core))) };
         let arg = Box::into_raw(Box::new(handle.clone()));
         // SAFETY: the thread exists (as above). The message owns the box.
         let rc =
@@ -322,7 +322,7 @@ impl Exit {
                 if this.since.elapsed() >= DRAIN_LIMIT {
                     this.sender = None;
                 }
-                return 0;
+                return 1; // nothing wakes a reactor when the last of them goes: it stays awake
             }
             // SAFETY: the poller unregisters itself, on its thread; its argument goes with it.
             unsafe {

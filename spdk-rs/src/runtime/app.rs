@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::builder::{Builder, LogLevel};
 use super::capture::Capture;
+use super::idle::Idle;
 use super::options::Options;
 use super::signal::{self, Signals};
 use super::stop;
@@ -30,6 +31,7 @@ struct Start {
     capture: Arc<Capture>,
     print_all: bool,
     signals: Signals,
+    idle: Idle,
     started: bool,
 }
 
@@ -103,6 +105,7 @@ impl Runtime {
             capture: Arc::clone(&capture),
             print_all,
             signals,
+            idle: self.builder.idle,
             started: false,
         };
         let handlers = signal::Handlers::save();
@@ -146,6 +149,7 @@ unsafe extern "C" fn start_fn(arg: *mut c_void) {
         if start.signals == Signals::Hosts {
             signal::put_back(|_| true);
         }
+        reactor::hang_bells(start.idle);
         if let Err(error) = reactor::enter_app_thread() {
             eprintln!("spdk-rs: {error}");
             stop::request();
@@ -153,6 +157,11 @@ unsafe extern "C" fn start_fn(arg: *mut c_void) {
         }
         env::set_phase(Phase::Running);
         stop::entered();
+        if let Err(error) = reactor::begin_idle(start.idle) {
+            eprintln!("spdk-rs: {error}");
+            stop::request();
+            return;
+        }
         if let Some(main) = start.main.take() {
             main();
         }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::Runtime;
 use super::config::Config;
+use super::idle::Idle;
 use crate::env::memory::{self, Source};
 use crate::env::{cores, hugepages};
 use crate::{Error, ErrorKind, Result};
@@ -47,6 +48,7 @@ pub struct Builder {
     pub(super) name: String,
     pub(super) core_mask: String,
     pub(super) main_core: Option<u32>,
+    pub(super) idle: Idle,
     pub(super) memory_mb: Option<u32>,
     pub(super) no_huge: bool,
     pub(super) huge_dir: Option<PathBuf>,
@@ -76,6 +78,7 @@ impl Default for Builder {
             name: "spdk-rs".to_owned(),
             core_mask: "0x1".to_owned(),
             main_core: None,
+            idle: Idle::Spin,
             memory_mb: None,
             no_huge: false,
             huge_dir: None,
@@ -118,6 +121,17 @@ impl Builder {
     /// The core of the calling thread's reactor. Default: the lowest of the mask.
     pub fn main_core(mut self, core: u32) -> Self {
         self.main_core = Some(core);
+        self
+    }
+
+    /// What the reactors do when there is nothing to do. Default: they [spin](Idle::Spin).
+    ///
+    /// ```
+    /// # use spdk_rs::{Runtime, runtime::Idle};
+    /// let options = Runtime::builder().idle(Idle::sleep());
+    /// ```
+    pub fn idle(mut self, idle: Idle) -> Self {
+        self.idle = idle;
         self
     }
 
@@ -286,6 +300,7 @@ impl Builder {
             let why = format!("is not in the core mask {}", self.core_mask);
             return Err(invalid(format!("main core {core}"), why));
         }
+        self.idle.check()?;
         self.check_huge_dir()?;
         memory::check(self.memory_mb, self.memory_source())?;
         self.check_pci()?;
