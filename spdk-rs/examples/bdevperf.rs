@@ -21,6 +21,9 @@ use spdk_rs::buf::DmaBuf;
 use spdk_rs::reactor::sleep;
 use spdk_rs::{Runtime, spawn};
 
+/// The longest latency that is told from longer ones, in ns.
+const LONGEST: u64 = 60_000_000_000;
+
 #[derive(Parser)]
 struct Options {
     /// I/Os in flight on each device.
@@ -249,7 +252,7 @@ async fn measure(options: Options) -> Result<()> {
             }),
             done: Cell::new(0),
             stop: Cell::new(false),
-            latency: RefCell::new(Histogram::new(3)?),
+            latency: RefCell::new(Histogram::new_with_max(LONGEST, 3)?),
         });
         descriptors.push(descriptor);
         for _ in 0..options.depth {
