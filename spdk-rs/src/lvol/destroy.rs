@@ -75,6 +75,12 @@ pub enum DestroyError {
         /// Which one was meant.
         lvol: Lvol,
     },
+    /// It is being destroyed, and waits for those who have its bdev open; it will go when they let
+    /// go. Only calls with a limit answer so.
+    Deleting {
+        /// The volume.
+        lvol: Lvol,
+    },
     /// Another error. The volume is still there.
     Failed {
         /// The volume.
@@ -99,6 +105,7 @@ impl DestroyError {
             Self::Busy { lvol, .. }
             | Self::HasClones { lvol, .. }
             | Self::NotFound { lvol }
+            | Self::Deleting { lvol }
             | Self::Failed { lvol, .. }
             | Self::Vanished { lvol, .. } => lvol,
         }
@@ -121,6 +128,7 @@ impl DestroyError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Busy { .. } => ErrorKind::Busy,
+            Self::Deleting { .. } => ErrorKind::TimedOut,
             Self::HasClones { .. } => ErrorKind::PermissionDenied,
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Failed { source, .. } | Self::Vanished { source, .. } => source.kind(),
@@ -140,6 +148,9 @@ impl fmt::Display for DestroyError {
                 clones.join(", ")
             ),
             Self::NotFound { .. } => f.write_str("the logical volume does not exist"),
+            Self::Deleting { .. } => {
+                f.write_str("it is being destroyed, and goes when those who have it open close it")
+            }
             Self::Failed { source, .. } => write!(f, "it is kept: {source}"),
             Self::Vanished { source, .. } => write!(
                 f,

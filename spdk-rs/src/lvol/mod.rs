@@ -37,8 +37,10 @@
 //!
 //! What may not be done here: hold a pointer to a C lvol across an `await`.
 
+mod change;
 mod checksum;
 mod destroy;
+mod destroy_when_idle;
 mod jobs;
 mod lookup;
 pub mod rpc;

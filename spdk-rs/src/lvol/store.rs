@@ -200,6 +200,32 @@ impl LvolStore {
         on_metadata_thread(move || async move { Ok(lookup::list_lvols(store.raw("list lvols")?)) }).await
     }
 
+    /// Gives the store, and the aliases of its volumes' bdevs, another name. Answers with the
+    /// identity under the new name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::AlreadyExists`]: a loaded store has that name; [`ErrorKind::InvalidArgument`]:
+    /// it is empty or 64 bytes and longer.
+    #[doc(alias = "vbdev_lvs_rename")]
+    pub async fn rename(&self, name: &str) -> Result<Self> {
+        const WHAT: &str = "rename lvstore";
+        let (store, c_name) = (self.clone(), c_name(WHAT, name)?);
+        let renamed = Self::identity(self.uuid, name.to_owned());
+        on_metadata_thread(move || async move {
+            let lvs = store.raw(WHAT)?;
+            let (rc, _name) = op::unary(c_name, |name, cb_fn, cb_arg| {
+                // SAFETY: the store was found in this very step, on the metadata thread; the name
+                // is copied. The function has no result: it calls back exactly once.
+                unsafe { spdk_sys::vbdev_lvs_rename(lvs.as_ptr(), name.as_ptr(), Some(cb_fn), cb_arg) };
+                Submitted::Pending
+            })
+            .await;
+            Error::check(WHAT, store.name, rc)?;
+            Ok(renamed)
+        })
+        .await
+    }
+
     /// Closes the store and its volumes, and lets go of the bdev; nothing on disk is lost.
     ///
     /// # Errors

@@ -98,6 +98,44 @@ impl Lvol {
         .await
     }
 
+    /// The clusters that are its own, by their index in the volume, ascending. What is not among
+    /// them lies in a snapshot beneath, or reads as zeroes.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound): it is gone, or has no bdev.
+    pub async fn allocated_clusters(&self) -> Result<Vec<u64>> {
+        let lvol = self.clone();
+        on_metadata_thread(move || async move {
+            let raw = open_lvol("read lvol", &lvol)?;
+            // SAFETY: the lvol was found in this very step, on the metadata thread, and its blob
+            // is open.
+            unsafe {
+                let blob = spdk_sys::shim_lvol_blob(raw.as_ptr());
+                let clusters = 0..spdk_sys::spdk_blob_get_num_clusters(blob);
+                let own = |cluster: &u64| spdk_sys::shim_blob_cluster_is_allocated(blob, *cluster);
+                Ok(clusters.filter(own).collect())
+            }
+        })
+        .await
+    }
+
+    /// The snapshots beneath, the nearest first.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound): it is gone.
+    pub async fn ancestors(&self) -> Result<Vec<Self>> {
+        let mut lvol = self.clone();
+        on_metadata_thread(move || async move {
+            let mut ancestors = Vec::new();
+            while let Some(parent) = lvol.info().await?.parent {
+                lvol = lvol.store.lvol(&parent).await?;
+                ancestors.push(lvol.clone());
+            }
+            Ok(ancestors)
+        })
+        .await
+    }
+
     /// Takes a snapshot: it gets the data that the volume has now, the volume becomes its clone.
     ///
     /// # Errors

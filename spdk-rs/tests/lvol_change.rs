@@ -1,0 +1,181 @@
+//! Changing logical volumes: names, sizes, read-only; what is allocated and what lies beneath; and
+//! destroying those that are held.
+
+mod common;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use common::lvol::scenario;
+use spdk_rs::bdev::delay::{self, Latency};
+use spdk_rs::bdev::{self, Bdev, Mode};
+use spdk_rs::buf::DmaBuf;
+use spdk_rs::lvol::{DestroyError, Lvol, LvolStore, Provisioning, StoreOptions};
+use spdk_rs::reactor::{sleep, timeout};
+use spdk_rs::{ErrorKind, spawn};
+
+const MIB: u64 = 1 << 20;
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A store with clusters of 1 MiB on a delay bdev on an AIO bdev.
+async fn store_on(disk: &Path) -> Result<LvolStore> {
+    std::fs::File::create(disk)?.set_len(64 * MIB)?;
+    bdev::aio::create("aio0", disk, 4096)?;
+    delay::create("slow0", "aio0", Latency::NONE)?;
+    let options = StoreOptions::default().cluster_size(MIB as u32);
+    Ok(LvolStore::create("slow0", "lvs", options).await?)
+}
+
+/// Takes the disk away under the store, and gives it back.
+async fn reload(disk: &Path) -> Result<LvolStore> {
+    delay::delete("slow0").await?;
+    bdev::aio::delete("aio0").await?;
+    bdev::aio::create("aio0", disk, 4096)?;
+    Ok(LvolStore::load("aio0").await?)
+}
+
+async fn fill(lvol: &Lvol, cluster: u64) -> Result<()> {
+    let descriptor = Bdev::find(&lvol.to_string())?.open(Mode::ReadWrite)?;
+    let channel = descriptor.channel()?;
+    let buf = DmaBuf::copy_of(&[7; 4096])?;
+    channel.write(buf, cluster * MIB).await.into_result()?;
+    drop(channel);
+    Ok(descriptor.close().await?)
+}
+
+fn kind<T: std::fmt::Debug>(result: spdk_rs::Result<T>) -> ErrorKind {
+    result.expect_err("it cannot work").kind()
+}
+
+#[test]
+fn names() {
+    scenario("names", |disk| async move {
+        let store = store_on(&disk).await?;
+        let vol = store.create_lvol("vol", 4 * MIB, Provisioning::Thin).await?;
+        store.create_lvol("other", MIB, Provisioning::Thin).await?;
+
+        ensure!(kind(vol.rename("other").await) == ErrorKind::AlreadyExists);
+        ensure!(kind(vol.rename("").await) == ErrorKind::InvalidArgument);
+        ensure!(Bdev::find("lvs/vol").is_ok() && Bdev::find("lvs/other").is_ok());
+
+        let new = vol.rename("new").await?;
+        ensure!((new.name(), new.uuid()) == ("new", vol.uuid()));
+        ensure!(new.rename("new").await.is_ok(), "its own name");
+        ensure!(
+            vol.info().await?.name == "new",
+            "the old handle is the same volume"
+        );
+        ensure!(Bdev::find("lvs/vol").is_err());
+        ensure!(Bdev::find("lvs/new")?.uuid() == vol.uuid());
+
+        let stores = store.rename("stores").await?;
+        ensure!((stores.name(), stores.uuid()) == ("stores", store.uuid()));
+        ensure!(Bdev::find("lvs/new").is_err() && Bdev::find("stores/new").is_ok());
+
+        let store = reload(&disk).await?;
+        ensure!(store == stores);
+        ensure!(store.lvol("new").await?.uuid() == vol.uuid());
+        ensure!(Bdev::find("stores/other").is_ok());
+
+        store.lvol("new").await?.destroy().await?;
+        ensure!(kind(vol.rename("back").await) == ErrorKind::NotFound);
+        Ok(())
+    });
+}
+
+#[test]
+fn sizes() {
+    scenario("sizes", |disk| async move {
+        let store = store_on(&disk).await?;
+        let free = store.stats().await?.free_clusters;
+        let vol = store.create_lvol("vol", 4 * MIB, Provisioning::Thick).await?;
+        vol.resize(6 * MIB - 1).await?;
+        ensure!(vol.info().await?.size == 6 * MIB && Bdev::find("lvs/vol")?.size() == 6 * MIB);
+        ensure!(store.stats().await?.free_clusters == free - 6);
+        ensure!(vol.allocated_clusters().await? == [0, 1, 2, 3, 4, 5]);
+        ensure!(kind(vol.resize(1 << 40).await) == ErrorKind::NoSpace);
+        ensure!(vol.info().await?.size == 6 * MIB);
+        vol.resize(2 * MIB).await?;
+        ensure!(Bdev::find("lvs/vol")?.size() == 2 * MIB);
+        ensure!(store.stats().await?.free_clusters == free - 2);
+
+        let store = reload(&disk).await?;
+        ensure!(store.lvol("vol").await?.info().await?.size == 2 * MIB);
+        ensure!(store.stats().await?.free_clusters == free - 2);
+        Ok(())
+    });
+}
+
+#[test]
+fn read_only_volumes_and_relations() {
+    scenario("read_only_volumes_and_relations", |disk| async move {
+        let store = store_on(&disk).await?;
+        let vol = store.create_lvol("vol", 4 * MIB, Provisioning::Thin).await?;
+        ensure!(vol.allocated_clusters().await?.is_empty());
+        fill(&vol, 2).await?;
+        ensure!(vol.allocated_clusters().await? == [2]);
+
+        let older = vol.snapshot("older").await?;
+        fill(&vol, 0).await?;
+        let newer = vol.snapshot("newer").await?;
+        fill(&vol, 3).await?;
+        ensure!(vol.allocated_clusters().await? == [3]);
+        ensure!(newer.allocated_clusters().await? == [0]);
+        ensure!(older.allocated_clusters().await? == [2]);
+        ensure!(vol.ancestors().await? == [newer.clone(), older.clone()]);
+        ensure!(older.ancestors().await?.is_empty());
+
+        ensure!(kind(vol.clone_to("clone").await) == ErrorKind::InvalidArgument);
+        vol.set_read_only().await?;
+        ensure!(vol.info().await?.read_only);
+        ensure!(Bdev::find("lvs/vol")?.open(Mode::ReadOnly).is_ok());
+        let clone = vol.clone_to("clone").await?;
+        ensure!(clone.ancestors().await? == [vol.clone(), newer, older]);
+
+        reload(&disk).await?;
+        ensure!(vol.info().await?.read_only && clone.ancestors().await?.len() == 3);
+        Ok(())
+    });
+}
+
+#[test]
+fn destroyed_when_nobody_holds_it() {
+    scenario("destroyed_when_nobody_holds_it", |disk| async move {
+        let store = store_on(&disk).await?;
+        let vol = store.create_lvol("vol", 8 * MIB, Provisioning::Thin).await?;
+        for cluster in 0..4 {
+            fill(&vol, cluster).await?;
+        }
+        let [one, two] = [vol.snapshot("one").await?, vol.snapshot("two").await?];
+        drop(two);
+
+        // Held for longer than the limit; then not.
+        delay::set_latency("slow0", Latency::all(Duration::from_millis(100)))?;
+        let summed = one.clone();
+        let sum = spawn(async move { summed.checksum().await });
+        sleep(Duration::from_millis(20)).await;
+        let held = one.clone().destroy_when_idle(Duration::from_millis(50)).await;
+        let Err(DestroyError::Busy { lvol, holders }) = held else {
+            anyhow::bail!("not as busy: {held:?}");
+        };
+        ensure!(holders.operation.as_deref() == Some("checksum"), "{holders}");
+        ensure!(Bdev::find("lvs/one").is_ok());
+        let destroy = spawn(lvol.destroy_when_idle(LIMIT));
+        timeout(LIMIT, sum).await???;
+        timeout(LIMIT, destroy).await???;
+        ensure!(Bdev::find("lvs/one").is_err());
+
+        // A job of one's own need not be waited for.
+        let two = store.lvol("two").await?;
+        let summed = two.clone();
+        let sum = spawn(async move { summed.checksum().await });
+        sleep(Duration::from_millis(20)).await;
+        two.clone().destroy_stopping_jobs(LIMIT).await?;
+        let stopped = timeout(LIMIT, sum).await??.expect_err("it was stopped");
+        ensure!(stopped.errno() == libc::EINTR);
+        let gone = two.destroy_stopping_jobs(LIMIT).await;
+        ensure!(matches!(gone, Err(DestroyError::NotFound { .. })), "{gone:?}");
+        Ok(())
+    });
+}
