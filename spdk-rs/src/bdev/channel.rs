@@ -89,7 +89,10 @@ impl ChannelInner {
         let descriptor = &self.descriptor;
         let what = kind.what();
         let name = descriptor.name();
-        descriptor.check(what)?;
+        match kind {
+            IoType::Abort => descriptor.owner().check(what, name)?, // of use to the last
+            _ => drop(descriptor.check(what)?),
+        }
         if kind.changes() && descriptor.mode() == Mode::ReadOnly {
             let why = "the device was opened for reading only";
             return Err(Error::new(ErrorKind::ReadOnly, what, name, why));
@@ -148,7 +151,7 @@ impl Drop for ChannelInner {
 ///
 /// Offsets and lengths are in bytes and multiples of the device's block size. A future that is
 /// dropped leaves its I/O running: the buffer stays out of reach until the device is done with
-/// it, and is freed then. Where SPDK is short of I/O objects (`ENOMEM`), I/O waits its turn; a
+/// it, and is freed then; [`Read::abort`] asks the device to end it sooner. Where SPDK is short of I/O objects (`ENOMEM`), I/O waits its turn; a
 /// dropped future gives its turn up.
 ///
 /// # Errors

@@ -9,14 +9,12 @@ use std::mem::MaybeUninit;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use spdk_sys::{
-    spdk_bdev_desc, spdk_bdev_io, spdk_bdev_io_completion_cb, spdk_bdev_io_wait_entry, spdk_io_channel,
-};
+use spdk_sys::{spdk_bdev_desc, spdk_bdev_io_completion_cb, spdk_bdev_io_wait_entry, spdk_io_channel};
 
 use super::channel::ChannelInner;
+use super::done::{end_within_c, on_done, on_done_within_c};
 use super::kind::IoType;
 use crate::buf::{DmaBuf, DmaBufList};
-use crate::executor::Waiter;
 use crate::op::Submitted;
 use crate::op::slots::{self, Live, SlotOp, Slots};
 use crate::{Error, ErrorKind, NvmeStatus, Result, guard};
@@ -32,7 +30,12 @@ pub enum Payload {
     WithMetadata(DmaBuf, DmaBuf),
     /// What to compare with, and what to write then: of the same length.
     Lists(DmaBufList, DmaBufList),
+    /// What SPDK knows the I/O by that is to be aborted.
+    Target(*mut c_void),
 }
+
+// Each slot has room for it, and each I/O goes through it.
+const _: () = assert!(size_of::<Payload>() <= 3 * size_of::<usize>());
 
 /// The slots of a channel's I/O.
 pub(super) type IoSlots = Slots<Rc<ChannelInner>, Outcome, Keep>;
@@ -46,7 +49,7 @@ type LiveIo<'a> = Live<'a, Rc<ChannelInner>, Outcome, Keep>;
 /// What is to be done, and all that SPDK uses while it works.
 #[repr(C)] // what waits comes last
 pub(super) struct Keep {
-    payload: Payload,
+    pub(super) payload: Payload,
     /// In bytes; checked before it is submitted, as the length.
     offset: u64,
     len: u64,
@@ -56,13 +59,23 @@ pub(super) struct Keep {
 }
 
 impl Keep {
+    /// What is left when the future takes the memory along and leaves the rest to SPDK's queue.
+    pub(super) fn without_wait(&mut self) -> Self {
+        Self {
+            payload: std::mem::take(&mut self.payload),
+            wait: MaybeUninit::uninit(),
+            ..*self
+        }
+    }
+
     /// Everything that can be known to be wrong with it without asking the device.
     #[cold]
     fn problem(&self, channel: &ChannelInner) -> Result<()> {
         channel.check(self.kind, self.offset, self.len)?;
         let descriptor = channel.descriptor();
         let (_, blocks) = descriptor.blocks(self.offset, self.len);
-        // SAFETY: the descriptor is open (checked just now), which keeps the bdev.
+        // SAFETY: the descriptor is open (checked just now, or kept so by the I/O that is to be
+        // aborted), which keeps the bdev.
         let (metadata, atomic) = unsafe {
             let bdev = spdk_sys::spdk_bdev_desc_get_bdev(descriptor.raw());
             let atomic = u64::from(spdk_sys::spdk_bdev_get_acwu(bdev));
@@ -109,6 +122,8 @@ pub(super) enum Outcome {
     Gone,
     /// The future was dropped while it waited for memory.
     Orphaned,
+    /// It was aborted while it waited for memory.
+    Aborted,
 }
 
 /// Prepares an I/O. The length of a transfer is that of its memory.
@@ -125,6 +140,18 @@ pub(super) fn prepare(
         offset,
         len,
         kind,
+        wait: MaybeUninit::uninit(),
+    })
+}
+
+/// Prepares what is to abort an I/O that has not yielded yet.
+pub(super) fn prepare_abort(target: &IoOp) -> Option<IoOp> {
+    let cb_arg = target.cb_arg()?;
+    target.beside(|| Keep {
+        payload: Payload::Target(cb_arg),
+        offset: 0,
+        len: 0,
+        kind: IoType::Abort,
         wait: MaybeUninit::uninit(),
     })
 }
@@ -202,6 +229,10 @@ fn explain(channel: &ChannelInner, kind: IoType, outcome: &mut Outcome) -> Error
         Outcome::Invalid(error) => error,
         Outcome::Refused(rc) => Error::from_errno(what, descriptor.name(), rc),
         Outcome::Success | Outcome::Gone | Outcome::Orphaned => descriptor.gone(what),
+        Outcome::Aborted => {
+            let why = "aborted, before the device was given it";
+            Error::new(ErrorKind::Canceled, what, descriptor.name(), why)
+        }
         Outcome::Failed(status) => {
             let error = Error::of_io(what, descriptor.name(), status);
             if descriptor.is_removed() {
@@ -216,7 +247,9 @@ fn explain(channel: &ChannelInner, kind: IoType, outcome: &mut Outcome) -> Error
 
 /// Hands the I/O to SPDK, or queues it for memory: the one place that knows of `ENOMEM`.
 fn submit(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> Submitted<Outcome> {
-    if !channel.descriptor().is_open() {
+    let aborts = keep.kind == IoType::Abort;
+    // (What is in flight can be aborted as long as it is, and keeps channel and descriptor.)
+    if !aborts && !channel.descriptor().is_open() {
         return Submitted::Failed(Outcome::Gone);
     }
     // An I/O object may come free between the refusal and the attempt to queue, which SPDK
@@ -226,7 +259,8 @@ fn submit(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> Submi
         let rc = submit_now(channel, keep, cb_arg);
         match rc {
             0 => return Submitted::Pending,
-            rc if rc != -libc::ENOMEM => return Submitted::Failed(Outcome::Refused(rc)),
+            // Behind the I/O that it is to abort, an abort would come too late: it tries again.
+            rc if rc != -libc::ENOMEM || aborts => return Submitted::Failed(Outcome::Refused(rc)),
             _ => {}
         }
         // SAFETY: descriptor and channel are open, and kept so by the keep, which also holds the
@@ -242,6 +276,9 @@ fn submit(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> Submi
             spdk_sys::spdk_bdev_queue_io_wait(bdev, channel.raw(), entry)
         };
         if rc == 0 {
+            // SAFETY: cb_arg is that of this operation, which has a future: orphans are not
+            // submitted.
+            unsafe { slots::set_waiting::<Rc<ChannelInner>, Outcome, Keep>(cb_arg, true) };
             return Submitted::Pending;
         }
     }
@@ -320,7 +357,13 @@ pub(super) fn submit_now(path: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_vo
                     descriptor, channel, old, n, new, m, at, count, done, cb_arg,
                 )
             }
-            (IoType::Reset, _) => spdk_sys::spdk_bdev_reset(descriptor, channel, Some(on_reset), cb_arg),
+            (IoType::Reset, _) => {
+                spdk_sys::spdk_bdev_reset(descriptor, channel, Some(on_done_within_c), cb_arg)
+            }
+            // It compares the target with what it knows, and does not follow it.
+            (IoType::Abort, Payload::Target(target)) => {
+                spdk_sys::spdk_bdev_abort(descriptor, channel, *target, Some(on_done_within_c), cb_arg)
+            }
             // No others are prepared.
             _ => -libc::EINVAL,
         }
@@ -394,73 +437,6 @@ unsafe fn transfer_now(
     }
 }
 
-/// SPDK calls this when an I/O has ended, on the thread that submitted it.
-unsafe extern "C" fn on_done(bdev_io: *mut spdk_bdev_io, success: bool, cb_arg: *mut c_void) {
-    guard::ffi((), || {
-        // SAFETY: the I/O is ours from the callback until free_io, which is called once. cb_arg is
-        // that of `poll`'s operation, and SPDK calls back once.
-        unsafe {
-            if success {
-                spdk_sys::spdk_bdev_free_io(bdev_io);
-                end(cb_arg, Outcome::Success, Waiter::wake);
-            } else {
-                let status = nvme_status(bdev_io);
-                spdk_sys::spdk_bdev_free_io(bdev_io);
-                end_within_c(cb_arg, Outcome::Failed(status));
-            }
-        }
-    });
-}
-
-/// As [`on_done`], for a reset.
-unsafe extern "C" fn on_reset(bdev_io: *mut spdk_bdev_io, success: bool, cb_arg: *mut c_void) {
-    guard::ffi((), || {
-        // SAFETY: as in `on_done`.
-        unsafe {
-            let outcome = match success {
-                true => Outcome::Success,
-                false => Outcome::Failed(nvme_status(bdev_io)),
-            };
-            spdk_sys::spdk_bdev_free_io(bdev_io);
-            end_within_c(cb_arg, outcome);
-        }
-    });
-}
-
-/// # Safety
-/// The I/O has ended, and was not freed yet.
-#[cold]
-unsafe fn nvme_status(bdev_io: *mut spdk_bdev_io) -> NvmeStatus {
-    let (mut cdw0, mut code_type, mut code) = (0, 0, 0);
-    let (mut second_type, mut second_code) = (0, 0);
-    let status = |code_type: c_int, code: c_int, cdw0| NvmeStatus {
-        code_type: u8::try_from(code_type).unwrap_or(u8::MAX),
-        code: u8::try_from(code).unwrap_or(u8::MAX),
-        cdw0,
-    };
-    // SAFETY: by contract; these read only. What SPDK v20.07 itself has found to differ it tells
-    // in the words of two fused commands alone.
-    unsafe {
-        let io_type = u32::from((*bdev_io).type_);
-        if io_type == IoType::Compare as u32 || io_type == IoType::CompareAndWrite as u32 {
-            spdk_sys::spdk_bdev_io_get_nvme_fused_status(
-                bdev_io,
-                &mut cdw0,
-                &mut code_type,
-                &mut code,
-                &mut second_type,
-                &mut second_code,
-            );
-            let first = status(code_type, code, cdw0);
-            if first.is_miscompare() {
-                return first;
-            }
-        }
-        spdk_sys::spdk_bdev_io_get_nvme_status(bdev_io, &mut cdw0, &mut code_type, &mut code);
-    }
-    status(code_type, code, cdw0)
-}
-
 /// SPDK calls this, once, when there is memory for an I/O that waited: whoever frees an I/O object
 /// calls it, also while SPDK goes through a queue of I/O. (It ends all resets that were asked for
 /// during one in a loop until there is none: another one, begun in the midst of it, it would end
@@ -486,33 +462,11 @@ unsafe extern "C" fn try_again(cb_arg: *mut c_void) {
                 end_within_c(cb_arg, Outcome::Orphaned);
                 return;
             }
+            slots::set_waiting::<Rc<ChannelInner>, Outcome, Keep>(cb_arg, false);
             let (channel, keep) = slots::keep::<Rc<ChannelInner>, Outcome, Keep>(cb_arg);
             if let Submitted::Failed(outcome) = submit(channel, keep, cb_arg) {
                 end_within_c(cb_arg, outcome);
             }
         }
     });
-}
-
-/// As [`end`], for what may come while SPDK goes through a queue: a reset aborts all that waits,
-/// and ends all resets that were asked for meanwhile. A task that ran in between, and called SPDK,
-/// would change the queue under its feet.
-///
-/// # Safety
-/// As [`slots::complete`], for an operation of `poll`.
-#[cold]
-unsafe fn end_within_c(cb_arg: *mut c_void, outcome: Outcome) {
-    // SAFETY: as the contract says.
-    unsafe { end(cb_arg, outcome, Waiter::wake_later) }
-}
-
-/// Completes the operation, and lets a descriptor that waits for its I/O go.
-///
-/// # Safety
-/// As [`slots::complete`], for an operation of `poll`.
-#[inline(always)] // for a success, whose value is a constant then
-unsafe fn end(cb_arg: *mut c_void, outcome: Outcome, wake: impl FnOnce(Waiter)) {
-    let ended = |channel: &Rc<ChannelInner>| channel.io_ended();
-    // SAFETY: as the contract says.
-    unsafe { slots::complete::<_, _, Keep>(cb_arg, outcome, ended, wake) }
 }

@@ -39,11 +39,13 @@
 //! device leaves it there, too, whoever closes it for the last time). They may be opened on any
 //! thread.
 
+mod abort;
 pub mod aio;
 mod channel;
 mod compare;
 pub mod delay;
 mod descriptor;
+mod done;
 pub mod error;
 mod event_target;
 mod events;

@@ -121,6 +121,10 @@ pub struct Write<B: IoBuf = DmaBuf> {
 }
 
 impl<B: IoBuf> Read<B> {
+    pub(super) fn op(&mut self) -> &mut IoOp {
+        &mut self.op
+    }
+
     #[inline(always)]
     pub(super) fn new(slots: &IoSlots, buf: B, offset: u64) -> Self {
         let len = buf.bytes(true) as u64;
@@ -132,6 +136,10 @@ impl<B: IoBuf> Read<B> {
 }
 
 impl<B: IoBuf> Write<B> {
+    pub(super) fn op(&mut self) -> &mut IoOp {
+        &mut self.op
+    }
+
     #[inline(always)]
     pub(super) fn new(slots: &IoSlots, buf: B, offset: u64) -> Self {
         let len = buf.bytes(false) as u64;

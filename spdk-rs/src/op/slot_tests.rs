@@ -4,10 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
 use super::Submitted;
-use super::slots::{Live, SlotOp, Slots, complete, is_orphaned, keep};
+use super::slots::{Live, SlotOp, Slots, Stage, complete, is_orphaned, keep, set_waiting};
 use crate::executor::Waiter;
 
 /// Says when it is dropped.
@@ -16,6 +17,15 @@ struct Canary(Rc<Cell<u32>>);
 impl Drop for Canary {
     fn drop(&mut self) {
         self.0.set(self.0.get() + 1);
+    }
+}
+
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -206,4 +216,66 @@ fn the_waker_is_the_last_one() {
     }
     bench.call_back(0);
     assert_eq!(counts.map(|count| count.0.load(Ordering::SeqCst)), [0, 1]);
+}
+
+#[test]
+fn left_while_waiting() {
+    let bench = Bench::new();
+    let mut op = bench.pending();
+    assert_eq!(op.stage(), Stage::Pending);
+    let cb_arg = bench.at_c.borrow()[0];
+    assert_eq!(op.cb_arg(), Some(cb_arg));
+    // SAFETY: the operation is pending.
+    unsafe { set_waiting::<(), i32, Canary>(cb_arg, true) };
+    assert_eq!(op.stage(), Stage::Waiting);
+    let wakes = Arc::new(Wakes::default());
+    assert!(poll_with(&mut op, &Waker::from(Arc::clone(&wakes))).is_pending());
+    op.leave(-4, |old: &mut Canary| Canary(Rc::clone(&old.0)));
+    assert_eq!((op.stage(), wakes.0.load(Ordering::SeqCst)), (Stage::Ended, 1));
+    assert_ne!(op.cb_arg(), Some(cb_arg));
+    // SAFETY: C has its place in the queue still.
+    assert!(unsafe { is_orphaned::<(), i32, Canary>(cb_arg) });
+    assert_eq!(poll(&mut op), Poll::Ready(-4));
+    assert_eq!((bench.dropped.get(), op.stage()), (1, Stage::Ended));
+    assert!(op.cb_arg().is_none() && op.context().is_none());
+    bench.call_back(9);
+    assert_eq!(bench.dropped.get(), 2);
+}
+
+#[test]
+fn dropped_while_waiting_or_begun_after_all() {
+    let bench = Bench::new();
+    for begun in [false, true] {
+        let mut op = bench.pending();
+        let cb_arg = bench.at_c.borrow()[0];
+        // SAFETY: the operation is pending.
+        unsafe { set_waiting::<(), i32, Canary>(cb_arg, true) };
+        if begun {
+            // SAFETY: as above.
+            unsafe { set_waiting::<(), i32, Canary>(cb_arg, false) };
+            bench.call_back(6);
+            assert_eq!(poll(&mut op), Poll::Ready(6));
+        } else {
+            drop(op);
+            // SAFETY: as above.
+            assert!(unsafe { is_orphaned::<(), i32, Canary>(cb_arg) });
+            bench.call_back(6);
+        }
+        assert_eq!(bench.dropped.get(), 1 + u32::from(begun));
+    }
+}
+
+/// The sanitizer would tell if the pool went too early, and its leak check if it never went.
+#[test]
+fn one_beside_another_keeps_the_slots_too() {
+    let bench = Bench::new();
+    let first = bench.prepare();
+    let dropped = Rc::clone(&bench.dropped);
+    drop(bench);
+    let second = first.beside(|| Canary(Rc::clone(&dropped))).expect("not yielded");
+    assert_eq!(second.stage(), Stage::Prepared);
+    drop(first);
+    assert_eq!((dropped.get(), second.context().is_some()), (1, true));
+    drop(second);
+    assert_eq!(dropped.get(), 2);
 }

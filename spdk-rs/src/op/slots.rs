@@ -10,6 +10,7 @@
 //! | state | future | C | value | keep |
 //! |---|---|---|---|---|
 //! | prepared | there | knows nothing of it | no | yes |
+//! | waiting | there | has it in a queue, no more | no | yes |
 //! | pending | there | works | no | yes |
 //! | orphaned | gone | works | no | yes |
 //! | completed | there | done | yes | yes |
@@ -56,6 +57,7 @@ pub(super) fn outstanding() -> usize {
 enum State {
     Free,
     Prepared,
+    Waiting,
     Pending,
     Orphaned,
     Completed,
@@ -95,6 +97,30 @@ impl<C, T, K> Pool<C, T, K> {
             .store(count.wrapping_add_signed(change), Ordering::Release);
     }
 
+    /// See [`Slots::prepare`].
+    ///
+    /// # Safety
+    /// The pool is alive.
+    #[inline(always)]
+    unsafe fn prepare(this: NonNull<Self>, make: impl FnOnce() -> K) -> NonNull<Slot<C, T, K>> {
+        // SAFETY: by contract.
+        let pool = unsafe { this.as_ref() };
+        if pool.free.get().is_none() {
+            pool.grow(this);
+        }
+        let Some(at) = pool.free.get() else {
+            unreachable!("the pool has just grown")
+        };
+        // SAFETY: slots live as long as the pool.
+        let slot = unsafe { at.as_ref() };
+        slot.allow();
+        // SAFETY: the slot is free, so nobody else knows it. (If `make` panics it stays so.)
+        unsafe { (*slot.keep.get()).write(make()) };
+        pool.free.set(slot.next_free.get());
+        slot.state.set(State::Prepared);
+        at
+    }
+
     #[cold]
     fn grow(&self, this: NonNull<Self>) {
         let chunk: Chunk<C, T, K> = (0..CHUNK)
@@ -129,6 +155,19 @@ impl<C, T, K> Pool<C, T, K> {
     }
 }
 
+/// Where an operation stands, as its future sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// C does not know it yet.
+    Prepared,
+    /// C has its place in a queue, and has not begun.
+    Waiting,
+    /// C works.
+    Pending,
+    /// C is done with it, and its future may have yielded.
+    Ended,
+}
+
 /// A thread's slots for operations with results `T` that keep a `K`.
 pub(crate) struct Slots<C, T, K>(NonNull<Pool<C, T, K>>);
 
@@ -161,21 +200,7 @@ impl<C, T, K> Slots<C, T, K> {
     #[inline(always)]
     pub(crate) fn prepare(&self, make: impl FnOnce() -> K) -> SlotOp<C, T, K> {
         // SAFETY: the pool lives at least as long as this handle.
-        let pool = unsafe { self.0.as_ref() };
-        if pool.free.get().is_none() {
-            pool.grow(self.0);
-        }
-        let Some(at) = pool.free.get() else {
-            unreachable!("the pool has just grown")
-        };
-        // SAFETY: slots live as long as the pool.
-        let slot = unsafe { at.as_ref() };
-        slot.allow();
-        // SAFETY: the slot is free, so nobody else knows it. (If `make` panics it stays so.)
-        unsafe { (*slot.keep.get()).write(make()) };
-        pool.free.set(slot.next_free.get());
-        slot.state.set(State::Prepared);
-        SlotOp(Some(at))
+        SlotOp(Some(unsafe { Pool::prepare(self.0, make) }))
     }
 }
 
@@ -336,6 +361,18 @@ pub(crate) unsafe fn is_orphaned<C, T, K>(cb_arg: *mut c_void) -> bool {
     unsafe { &*cb_arg.cast::<Slot<C, T, K>>() }.state.get() == State::Orphaned
 }
 
+/// Says that C has not begun with a pending operation, but only queued it; or (`false`) that it
+/// begins now.
+///
+/// # Safety
+/// As [`complete`], but before it, and for an operation that is not orphaned.
+pub(crate) unsafe fn set_waiting<C, T, K>(cb_arg: *mut c_void, waiting: bool) {
+    // SAFETY: the slot of a pending operation, by contract.
+    let state = unsafe { &(*cb_arg.cast::<Slot<C, T, K>>()).state };
+    debug_assert!(matches!(state.get(), State::Waiting | State::Pending));
+    state.set(if waiting { State::Waiting } else { State::Pending });
+}
+
 /// Context and keep of a pending operation.
 ///
 /// # Safety
@@ -369,6 +406,69 @@ impl<C, T, K> SlotOp<C, T, K> {
     pub(crate) fn live(&mut self) -> Live<'_, C, T, K> {
         let at = self.0.expect("an operation is not polled after it has yielded");
         Live { op: self, at }
+    }
+
+    /// Where it stands.
+    pub(crate) fn stage(&self) -> Stage {
+        let Some(at) = self.0 else { return Stage::Ended };
+        // SAFETY: the slot is not free while its future holds it.
+        match unsafe { at.as_ref() }.state.get() {
+            State::Prepared => Stage::Prepared,
+            State::Waiting => Stage::Waiting,
+            State::Pending => Stage::Pending,
+            State::Completed => Stage::Ended,
+            State::Free | State::Orphaned => unreachable!("the future is still here"),
+        }
+    }
+
+    /// What C knows it by, if it has not yielded: no other operation's until this one has.
+    pub(crate) fn cb_arg(&self) -> Option<*mut c_void> {
+        self.0.map(|at| at.as_ptr().cast())
+    }
+
+    /// What the operations share, if it has not yielded.
+    pub(crate) fn context(&self) -> Option<&C> {
+        // SAFETY: the slot is not free while its future holds it, and so keeps its pool alive.
+        self.0.map(|at| unsafe { &at.as_ref().pool.as_ref().context })
+    }
+
+    /// Prepares another one beside it, as [`Slots::prepare`]; none if it has yielded.
+    #[cold]
+    pub(crate) fn beside(&self, make: impl FnOnce() -> K) -> Option<Self> {
+        // SAFETY: the slot is not free while its future holds it, and so keeps its pool alive.
+        unsafe {
+            let pool = self.0?.as_ref().pool;
+            let at = Pool::prepare(pool, make);
+            let left = &pool.as_ref().left;
+            left.set(left.get().map(|left| left + 1));
+            Some(Self(Some(at)))
+        }
+    }
+
+    /// Lets go of a waiting operation, which C will find orphaned when its turn comes, and goes on
+    /// as one that has completed with `value`, and with a keep that `make` makes of the old one.
+    pub(crate) fn leave(&mut self, value: T, make: impl FnOnce(&mut K) -> K) {
+        assert!(self.stage() == Stage::Waiting, "C has not begun");
+        let Some(left) = self.0 else { return };
+        // SAFETY: the slot is not free while its future holds it; the keep is there, and C uses
+        // nothing of it but the place in the queue, which stays.
+        let (slot, keep) = unsafe { (left.as_ref(), (*left.as_ref().keep.get()).assume_init_mut()) };
+        let Some(other) = self.beside(|| make(keep)) else {
+            return;
+        };
+        if let Some(at) = other.0 {
+            // SAFETY: prepared just now, so it is there; the value is not, and nobody else knows it.
+            unsafe {
+                (*at.as_ref().value.get()).write(value);
+                at.as_ref().state.set(State::Completed);
+            }
+        }
+        // The waiter goes along: whoever polls this future from afar has to hear of it.
+        let waiter = slot.take_waiter();
+        drop(std::mem::replace(self, other));
+        if let Some(waiter) = waiter {
+            waiter.wake_later();
+        }
     }
 }
 
@@ -481,7 +581,7 @@ fn let_go<C, T, K>(at: NonNull<Slot<C, T, K>>) {
     // SAFETY: the slot is not free while its future holds it.
     let slot = unsafe { at.as_ref() };
     match slot.state.get() {
-        State::Pending => {
+        State::Pending | State::Waiting => {
             slot.state.set(State::Orphaned);
             drop(slot.take_waiter());
         }
