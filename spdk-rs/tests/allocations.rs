@@ -13,7 +13,7 @@ use std::task::Poll;
 
 use anyhow::{Result, ensure};
 use common::{builder, isolated, run, small_pool};
-use spdk_rs::bdev::{self, Channel, Mode};
+use spdk_rs::bdev::{self, Bdev, Channel, Mode};
 use spdk_rs::buf::{DmaBuf, DmaBufList, DmaPool};
 use spdk_rs::reactor::yield_now;
 use spdk_rs::spawn;
@@ -157,6 +157,36 @@ fn none_for_lists() {
                 (_, list) = channel.writev(list, 0).await.ok()?;
             }
             assert_eq!(count(), before);
+            anyhow::Ok(())
+        })
+        .expect("I/O");
+    });
+}
+
+#[test]
+fn none_for_zero_copy() {
+    isolated("none_for_zero_copy", || {
+        run(async {
+            bdev::malloc::create("ram", 8192, 512)?;
+            bdev::null::create("null", 8192, 512)?;
+            for name in ["ram", "null"] {
+                let descriptor = Bdev::find(name)?.open(Mode::ReadWrite)?;
+                let channel = descriptor.channel()?;
+                let mut before = 0;
+                for round in 0..ROUNDS {
+                    if round == ROUNDS / 2 {
+                        before = count();
+                    }
+                    // SAFETY: nobody else uses these blocks.
+                    let mut memory = unsafe { channel.zcopy(0, BLOCK as u64, round % 2 == 0) }.await?;
+                    if round % 3 == 0 {
+                        continue; // dropped
+                    }
+                    memory.copy_from(&[3; BLOCK])?;
+                    memory.commit().await?;
+                }
+                assert_eq!(count(), before, "{name}");
+            }
             anyhow::Ok(())
         })
         .expect("I/O");

@@ -6,14 +6,18 @@
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
+use std::ptr::NonNull;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use spdk_sys::{spdk_bdev_desc, spdk_bdev_io_completion_cb, spdk_bdev_io_wait_entry, spdk_io_channel};
+use spdk_sys::{
+    spdk_bdev_desc, spdk_bdev_io, spdk_bdev_io_completion_cb, spdk_bdev_io_wait_entry, spdk_io_channel,
+};
 
 use super::channel::ChannelInner;
 use super::done::{end_within_c, on_done, on_done_within_c};
 use super::kind::IoType;
+use super::zcopy;
 use crate::buf::{DmaBuf, DmaBufList};
 use crate::op::Submitted;
 use crate::op::slots::{self, Live, SlotOp, Slots};
@@ -32,6 +36,11 @@ pub enum Payload {
     Lists(DmaBufList, DmaBufList),
     /// What SPDK knows the I/O by that is to be aborted.
     Target(*mut c_void),
+    /// Memory that is lent: SPDK's I/O, from the start's end to the end's start.
+    Zcopy {
+        populate: bool,
+        lent: Option<NonNull<spdk_bdev_io>>,
+    },
 }
 
 // Each slot has room for it, and each I/O goes through it.
@@ -76,15 +85,20 @@ impl Keep {
         let (_, blocks) = descriptor.blocks(self.offset, self.len);
         // SAFETY: the descriptor is open (checked just now, or kept so by the I/O that is to be
         // aborted), which keeps the bdev.
-        let (metadata, atomic) = unsafe {
+        let (metadata, atomic, lent) = unsafe {
             let bdev = spdk_sys::spdk_bdev_desc_get_bdev(descriptor.raw());
             let atomic = u64::from(spdk_sys::spdk_bdev_get_acwu(bdev));
-            (separate_metadata(descriptor.raw(), blocks), atomic)
+            let lent = zcopy::limit(descriptor.raw()).unwrap_or(u64::MAX);
+            (separate_metadata(descriptor.raw(), blocks), atomic, lent)
         };
         let (kind, why) = match &self.payload {
             Payload::Lists(..) if blocks > atomic => (
                 ErrorKind::InvalidArgument,
                 format!("{blocks} blocks: the device does no more than {atomic} at once"),
+            ),
+            Payload::Zcopy { .. } if blocks > lent => (
+                ErrorKind::InvalidArgument,
+                format!("{blocks} blocks: SPDK's buffers have room for {lent}"),
             ),
             Payload::WithMetadata(_, buf) => {
                 let given = match self.kind {
@@ -359,6 +373,13 @@ pub(super) fn submit_now(path: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_vo
             }
             (IoType::Reset, _) => {
                 spdk_sys::spdk_bdev_reset(descriptor, channel, Some(on_done_within_c), cb_arg)
+            }
+            (IoType::Zcopy, Payload::Zcopy { populate, .. }) => {
+                if zcopy::limit(descriptor).is_some_and(|most| count > most) {
+                    return -libc::EINVAL;
+                }
+                let (populate, started) = (*populate, Some(zcopy::on_started as _));
+                spdk_sys::spdk_bdev_zcopy_start(descriptor, channel, at, count, populate, started, cb_arg)
             }
             // It compares the target with what it knows, and does not follow it.
             (IoType::Abort, Payload::Target(target)) => {

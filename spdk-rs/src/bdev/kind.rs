@@ -3,6 +3,8 @@
 
 use spdk_sys::{spdk_bdev, spdk_bdev_io_type};
 
+use super::zcopy;
+
 /// What an I/O asks a device written in Rust for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -74,6 +76,7 @@ pub enum IoType {
     /// Abort an I/O. A device that can may still refuse a particular one.
     Abort = spdk_sys::SPDK_BDEV_IO_TYPE_ABORT,
     /// Lend the device's own memory. Where there is none, SPDK reads into a buffer, or writes it.
+    /// (Not where devices pass it on to others: see [`Channel::zcopy`](super::Channel::zcopy).)
     Zcopy = spdk_sys::SPDK_BDEV_IO_TYPE_ZCOPY,
     /// An NVMe admin command as it is.
     NvmeAdmin = spdk_sys::SPDK_BDEV_IO_TYPE_NVME_ADMIN,
@@ -147,13 +150,14 @@ impl From<Kind> for IoType {
 pub(super) unsafe fn supported(bdev: *mut spdk_bdev) -> Kinds {
     // SAFETY: the bdev exists (contract). For zeroes and zero-copy the answer includes SPDK's help.
     let asked = |io_type: IoType| unsafe { spdk_sys::spdk_bdev_io_type_supported(bdev, io_type as u32) };
-    let can = |io_type: &IoType| {
-        asked(*io_type)
-            || match io_type {
-                IoType::Compare => asked(IoType::Read),
-                IoType::CompareAndWrite => asked(IoType::Read) && asked(IoType::Write),
-                _ => false,
-            }
+    let can = |io_type: &IoType| match io_type {
+        // SAFETY: as above.
+        IoType::Zcopy => asked(IoType::Zcopy) && unsafe { zcopy::is_sound(bdev) },
+        IoType::Compare => asked(IoType::Compare) || asked(IoType::Read),
+        IoType::CompareAndWrite => {
+            asked(IoType::CompareAndWrite) || asked(IoType::Read) && asked(IoType::Write)
+        }
+        io_type => asked(*io_type),
     };
     let able = IoType::ALL.into_iter().filter(can);
     able.fold(Kinds::NONE, Kinds::with)

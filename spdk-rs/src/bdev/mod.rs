@@ -63,6 +63,7 @@ pub mod split;
 mod transfer;
 #[cfg(feature = "uring")]
 pub mod uring;
+mod zcopy;
 
 use std::ffi::{CStr, CString};
 
@@ -76,6 +77,7 @@ pub use examine::wait_for_examine;
 pub use kind::IoType;
 pub use properties::{Metadata, Protection};
 pub use transfer::{IoBuf, Read, Write};
+pub use zcopy::Zcopy;
 
 use self::properties::Properties;
 use crate::op::{self, RcCallback, Submitted};

@@ -373,6 +373,17 @@ pub(crate) unsafe fn set_waiting<C, T, K>(cb_arg: *mut c_void, waiting: bool) {
     state.set(if waiting { State::Waiting } else { State::Pending });
 }
 
+/// Has the future of a pending operation polled, though the operation has not ended.
+///
+/// # Safety
+/// As [`complete`], but before it.
+pub(crate) unsafe fn wake<C, T, K>(cb_arg: *mut c_void) {
+    // SAFETY: the slot of a pending operation, by contract.
+    if let Some(waiter) = unsafe { &*cb_arg.cast::<Slot<C, T, K>>() }.take_waiter() {
+        waiter.wake_later();
+    }
+}
+
 /// Context and keep of a pending operation.
 ///
 /// # Safety
