@@ -124,7 +124,10 @@ fn devices_tell_what_they_can_do() {
             let ram = bdev::malloc::create("ram", 2048, 512)?;
             for io_type in IoType::ALL {
                 // Two of them with SPDK's help.
-                let able = !matches!(io_type, IoType::NvmeAdmin | IoType::NvmeIo);
+                let able = !matches!(
+                    io_type,
+                    IoType::NvmeAdmin | IoType::NvmeIo | IoType::NvmeIoWithMetadata
+                );
                 assert_eq!(ram.supports(io_type), able, "{io_type:?}");
             }
             assert!(ram.has_write_cache());

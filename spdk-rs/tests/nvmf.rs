@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use common::{builder, child_command, isolated, run};
-use spdk_rs::bdev::{self, Bdev, Mode};
-use spdk_rs::buf::DmaBuf;
+use spdk_rs::bdev::delay::Latency;
+use spdk_rs::bdev::{self, Bdev, Channel, Mode, NvmeCommand};
+use spdk_rs::buf::{BufResult, DmaBuf};
 use spdk_rs::nvme::{self, AttachOptions};
 use spdk_rs::nvmf::{Namespace, Subsystem, SubsystemOptions, Target, TcpOptions};
 use spdk_rs::reactor::timeout;
@@ -18,6 +19,8 @@ use spdk_rs::{ErrorKind, runtime};
 
 const NQN: &str = "nqn.2016-06.io.spdk:test";
 const PORT: &str = "SPDK_RS_TEST_PORT";
+/// How long the target's device takes for a write.
+const SLOW: Duration = Duration::from_secs(20);
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A port that is free now.
@@ -80,7 +83,7 @@ async fn host(address: SocketAddr) -> Result<()> {
 
     let options = AttachOptions::new(address, NQN);
     let names = timeout(LIMIT, nvme::attach("net", &options)).await??;
-    assert_eq!(names, ["netn3"]);
+    assert_eq!(names, ["netn3", "netn5"]);
     let taken = timeout(LIMIT, nvme::attach("net", &options)).await?.unwrap_err();
     assert_eq!(taken.kind(), ErrorKind::AlreadyExists, "{taken}");
 
@@ -96,6 +99,8 @@ async fn host(address: SocketAddr) -> Result<()> {
         .await?
         .ok()?;
     ensure!(buf.as_slice() == data, "read back");
+    commands(&channel, &data).await?;
+    abort().await?;
 
     // Detaching takes the device from under the open descriptor, which lets go by itself.
     timeout(LIMIT, nvme::detach("net")).await??;
@@ -107,17 +112,182 @@ async fn host(address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+async fn admin(
+    channel: &Channel,
+    command: NvmeCommand,
+    buf: Option<DmaBuf>,
+) -> Result<BufResult<u32, Option<DmaBuf>>> {
+    // SAFETY: these tests send identify, get log page, features that concern nobody else, and what no
+    // controller knows; with as much memory as these take.
+    Ok(timeout(LIMIT, unsafe { channel.nvme_admin_passthru(command, buf) }).await?)
+}
+
+async fn io(
+    channel: &Channel,
+    command: NvmeCommand,
+    buf: Option<DmaBuf>,
+) -> Result<BufResult<u32, Option<DmaBuf>>> {
+    // SAFETY: these tests send reads and writes of as many blocks as the buffer has, flushes, and
+    // what no controller knows.
+    Ok(timeout(LIMIT, unsafe { channel.nvme_io_passthru(command, buf) }).await?)
+}
+
+/// The target's device takes its time with a write, until the host has it aborted.
+async fn abort() -> Result<()> {
+    let descriptor = Bdev::find("netn5")?.open(Mode::ReadWrite)?;
+    let channel = descriptor.channel()?;
+    let start = Instant::now();
+    let mut write = channel.write(DmaBuf::copy_of(&[7; 512])?, 0);
+    assert!(timeout(Duration::from_millis(200), &mut write).await.is_err());
+    timeout(LIMIT, write.abort()).await??;
+    let (result, buf) = timeout(LIMIT, write).await?.into_parts();
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Canceled, "{error}");
+    assert_eq!(
+        error.nvme_status().map(|s| (s.code_type, s.code)),
+        Some((0, 0x07))
+    );
+    assert_eq!(buf.as_slice(), [7; 512]);
+    assert!(start.elapsed() < SLOW);
+    descriptor.close().await?;
+    Ok(())
+}
+
+/// A field of text, padded with spaces or NULs.
+fn text(field: &[u8]) -> String {
+    let text = String::from_utf8_lossy(field);
+    text.trim_end_matches([' ', '\0']).to_owned()
+}
+
+/// NVMe commands as they are. `data` is what is stored from the second block on.
+async fn commands(channel: &Channel, data: &[u8]) -> Result<()> {
+    const BLOCK: usize = 512;
+    let command = |opcode: u8| NvmeCommand {
+        opcode,
+        ..NvmeCommand::default()
+    };
+    // Identify: the controller, and the namespace.
+    let controller = NvmeCommand {
+        cdw10: 1,
+        ..command(0x06)
+    };
+    let (_, buf) = admin(channel, controller, Some(DmaBuf::new(4096)?)).await?.ok()?;
+    let buf = buf.context("the buffer")?;
+    let options = SubsystemOptions::default();
+    assert_eq!(text(&buf.as_slice()[4..24]), options.serial);
+    assert_eq!(text(&buf.as_slice()[24..64]), options.model);
+    assert_eq!(text(&buf.as_slice()[768..1024]), NQN);
+    let namespace = NvmeCommand {
+        nsid: 3,
+        ..command(0x06)
+    };
+    let (_, buf) = admin(channel, namespace, Some(buf)).await?.ok()?;
+    let buf = buf.context("the buffer")?;
+    assert_eq!(buf.as_slice()[..8], 8192_u64.to_le_bytes(), "its size in blocks");
+
+    // Get features, of the number of queues: the answer is dword 0 of the completion.
+    let queues = NvmeCommand {
+        cdw10: 0x07,
+        ..command(0x0a)
+    };
+    let (queues, none) = admin(channel, queues, None).await?.ok()?;
+    assert!(queues != 0 && none.is_none(), "{queues:#x}");
+
+    // Read, what write has stored, and the other way round. SPDK knows the namespace.
+    let blocks = |opcode: u8, first: u32, count: u32| NvmeCommand {
+        cdw10: first,
+        cdw12: count - 1,
+        ..command(opcode)
+    };
+    let read = blocks(2, 1, 16);
+    let (_, buf) = io(channel, read, Some(DmaBuf::new(16 * BLOCK)?)).await?.ok()?;
+    assert_eq!(buf.context("the buffer")?.as_slice(), &data[..16 * BLOCK]);
+    let write = blocks(1, 4000, 2);
+    let mut buf = DmaBuf::new(8 * BLOCK)?;
+    buf.extend_from_slice(&[0x5a; 2 * BLOCK])?;
+    let (_, buf) = io(channel, write, Some(buf)).await?.ok()?;
+    assert_eq!(
+        buf.context("the buffer")?.len(),
+        2 * BLOCK,
+        "sent as far as it was initialised"
+    );
+    let ((), buf) = timeout(LIMIT, channel.read(DmaBuf::new(4 * BLOCK)?, 4000 * BLOCK as u64))
+        .await?
+        .ok()?;
+    assert_eq!(buf.as_slice()[..2 * BLOCK], [0x5a; 2 * BLOCK]);
+    assert_eq!(buf.as_slice()[2 * BLOCK..], [0; 2 * BLOCK]);
+
+    // What goes wrong comes back with its status, and with the memory.
+    let (result, buf) = admin(channel, command(0xbe), Some(buf)).await?.into_parts();
+    let error = result.unwrap_err();
+    let status = error.nvme_status().context("a status")?;
+    assert_eq!((status.code_type, status.code), (0, 1), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(
+        error.to_string().starts_with("NVMe admin command netn3: "),
+        "{error}"
+    );
+    let (result, buf) = io(channel, blocks(2, 8190, 4), buf).await?.into_parts();
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutOfRange, "{error}");
+    assert_eq!(
+        error.nvme_status().map(|s| (s.code_type, s.code)),
+        Some((0, 0x80))
+    );
+    let error = io(channel, command(0xbe), None).await?.into_result().unwrap_err();
+    assert!(error.nvme_status().is_some(), "{error}");
+
+    // The namespace has no metadata, and a RAM disk knows no commands. Nothing is sent.
+    let metadata = DmaBuf::new(64)?;
+    let buf = buf.context("the buffer")?;
+    // SAFETY: as for `io`.
+    let sent = unsafe { channel.nvme_io_passthru_with_metadata(blocks(2, 0, 1), buf, metadata) };
+    let (result, (buf, metadata)) = sent.await.into_parts();
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!((buf.capacity(), metadata.capacity()), (4 * BLOCK, 64));
+    bdev::malloc::create("ram", 64, 512)?;
+    let ram = Bdev::find("ram")?.open(Mode::ReadWrite)?;
+    let error = admin(&ram.channel()?, controller, Some(buf))
+        .await?
+        .into_result()
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert_eq!(error.nvme_status(), None);
+    ram.close().await?;
+    let reader = Bdev::find("netn3")?.open(Mode::ReadOnly)?;
+    let error = admin(&reader.channel()?, controller, None)
+        .await?
+        .into_result()
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ReadOnly, "{error}");
+    reader.close().await?;
+    Ok(())
+}
+
 fn target_process(port: u16) {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     run(async move {
         let subsystem = serve(address).await?;
+        bdev::malloc::create("ram1", 8192, 512)?;
+        bdev::delay::create("slow", "ram1", Latency::NONE)?;
+        bdev::wait_for_examine().await?;
+        let slow = Latency {
+            write: SLOW,
+            write_p99: SLOW,
+            ..Latency::NONE
+        };
+        bdev::delay::set_latency("slow", slow)?;
+        assert_eq!(subsystem.add_namespace("slow", Some(5)).await?, 5);
         println!("READY");
         let host = std::thread::spawn(|| std::io::stdin().read(&mut [0; 1]));
         while !host.is_finished() {
             spdk_rs::reactor::sleep(Duration::from_millis(10)).await;
         }
         subsystem.destroy().await?;
-        bdev::malloc::delete("ram0").await?;
+        bdev::delay::delete("slow").await?;
+        for ram in ["ram0", "ram1"] {
+            bdev::malloc::delete(ram).await?;
+        }
         anyhow::Ok(())
     })
     .expect("the target's part");

@@ -17,6 +17,7 @@ use spdk_sys::{
 use super::channel::ChannelInner;
 use super::done::{end_within_c, on_done, on_done_within_c};
 use super::kind::IoType;
+use super::nvme_command::{self, NvmeIo};
 use super::zcopy;
 use crate::buf::{DmaBuf, DmaBufList};
 use crate::op::Submitted;
@@ -36,6 +37,8 @@ pub enum Payload {
     Lists(DmaBufList, DmaBufList),
     /// What SPDK knows the I/O by that is to be aborted.
     Target(*mut c_void),
+    /// An NVMe command. It is large, and rare.
+    Nvme(Box<NvmeIo>),
     /// Memory that is lent: SPDK's I/O, from the start's end to the end's start.
     Zcopy {
         populate: bool,
@@ -385,6 +388,7 @@ pub(super) fn submit_now(path: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_vo
             (IoType::Abort, Payload::Target(target)) => {
                 spdk_sys::spdk_bdev_abort(descriptor, channel, *target, Some(on_done_within_c), cb_arg)
             }
+            (kind, Payload::Nvme(io)) => nvme_command::submit_now(kind, io, descriptor, channel, cb_arg),
             // No others are prepared.
             _ => -libc::EINVAL,
         }

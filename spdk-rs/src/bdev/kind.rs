@@ -82,11 +82,13 @@ pub enum IoType {
     NvmeAdmin = spdk_sys::SPDK_BDEV_IO_TYPE_NVME_ADMIN,
     /// An NVMe I/O command as it is.
     NvmeIo = spdk_sys::SPDK_BDEV_IO_TYPE_NVME_IO,
+    /// An NVMe I/O command as it is, with metadata in memory of its own.
+    NvmeIoWithMetadata = spdk_sys::SPDK_BDEV_IO_TYPE_NVME_IO_MD,
 }
 
 impl IoType {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Read,
         Self::Write,
         Self::WriteZeroes,
@@ -99,6 +101,7 @@ impl IoType {
         Self::Zcopy,
         Self::NvmeAdmin,
         Self::NvmeIo,
+        Self::NvmeIoWithMetadata,
     ];
 
     /// Its name, for messages.
@@ -115,7 +118,7 @@ impl IoType {
             Self::Abort => "abort",
             Self::Zcopy => "zero-copy",
             Self::NvmeAdmin => "NVMe admin command",
-            Self::NvmeIo => "NVMe I/O command",
+            Self::NvmeIo | Self::NvmeIoWithMetadata => "NVMe I/O command",
         }
     }
 
@@ -126,7 +129,10 @@ impl IoType {
 
     /// Whether it is about a range of blocks.
     pub(super) fn has_range(self) -> bool {
-        !matches!(self, Self::Reset | Self::Abort | Self::NvmeAdmin | Self::NvmeIo)
+        !matches!(
+            self,
+            Self::Reset | Self::Abort | Self::NvmeAdmin | Self::NvmeIo | Self::NvmeIoWithMetadata
+        )
     }
 }
 

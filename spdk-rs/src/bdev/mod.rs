@@ -55,6 +55,7 @@ pub(crate) mod kind;
 pub mod malloc;
 mod metadata;
 pub mod null;
+mod nvme_command;
 pub mod passthru;
 mod properties;
 #[cfg(feature = "raid")]
@@ -75,6 +76,7 @@ pub use descriptor::{Descriptor, Mode, Removed};
 pub use events::{Event, Events};
 pub use examine::wait_for_examine;
 pub use kind::IoType;
+pub use nvme_command::NvmeCommand;
 pub use properties::{Metadata, Protection};
 pub use transfer::{IoBuf, Read, Write};
 pub use zcopy::Zcopy;
