@@ -4,10 +4,12 @@ mod common;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::pin::Pin;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use common::bdev::poll_once;
 use common::{builder, child_command, isolated, run};
 use spdk_rs::bdev::delay::Latency;
 use spdk_rs::bdev::{self, Bdev, Channel, Mode, NvmeCommand};
@@ -101,6 +103,7 @@ async fn host(address: SocketAddr) -> Result<()> {
     ensure!(buf.as_slice() == data, "read back");
     commands(&channel, &data).await?;
     abort().await?;
+    abort_what_is_queued(&channel).await?;
 
     // Detaching takes the device from under the open descriptor, which lets go by itself.
     timeout(LIMIT, nvme::detach("net")).await??;
@@ -150,6 +153,36 @@ async fn abort() -> Result<()> {
     assert_eq!(buf.as_slice(), [7; 512]);
     assert!(start.elapsed() < SLOW);
     descriptor.close().await?;
+    Ok(())
+}
+
+/// SPDK queues what the controller's queue has no room for, and can abort it there. The others go on,
+/// and so does what comes later: without the patch nothing that is queued is tried again after that.
+async fn abort_what_is_queued(channel: &Channel) -> Result<()> {
+    const ALL: usize = 1500;
+    const ABORTED: usize = 600;
+    for _ in 0..2 {
+        let mut writes = Vec::new();
+        for _ in 0..ALL {
+            let mut write = channel.write(DmaBuf::zeroed(512)?, 0);
+            assert!(poll_once(Pin::new(&mut write)).is_pending());
+            writes.push(write);
+        }
+        // All at once, before the target answers.
+        let last = writes.iter_mut().rev().take(ABORTED);
+        let mut aborts: Vec<_> = last.map(|write| Box::pin(write.abort())).collect();
+        for abort in &mut aborts {
+            assert!(poll_once(abort.as_mut()).is_pending());
+        }
+        for abort in aborts {
+            timeout(LIMIT, abort).await??;
+        }
+        for (n, write) in writes.into_iter().enumerate() {
+            let kind = timeout(LIMIT, write).await?.err().map(|error| error.kind());
+            let aborted = n >= ALL - ABORTED;
+            assert_eq!(kind, aborted.then_some(ErrorKind::Canceled), "write {n}");
+        }
+    }
     Ok(())
 }
 
