@@ -10,6 +10,7 @@
 //! their aborts (`-k`, `-A`), zero-copy. `verify` is over when it has verified, whatever `-t` says.
 
 mod job;
+mod null;
 mod verify;
 
 use std::path::PathBuf;
@@ -21,6 +22,8 @@ use job::{Kind, Outcome, Plan, line};
 use spdk_rs::Runtime;
 use spdk_rs::bdev::{self, Bdev};
 use spdk_rs::reactor::{Thread, cores};
+
+const NULL_BLOCKS: u64 = (64 << 20) / 512;
 
 #[derive(Parser)]
 struct Options {
@@ -41,9 +44,12 @@ struct Options {
     /// Only this device. Default: all.
     #[arg(short = 'T')]
     device: Option<String>,
-    /// The devices, as a JSON configuration.
+    /// The devices, as a JSON configuration. Default: a null device.
     #[arg(short = 'c', long = "json")]
     config: Option<PathBuf>,
+    /// Make the null device one that is written in Rust.
+    #[arg(long, conflicts_with = "config")]
+    rust_null: bool,
     /// The cores. Each device is one core's, in turn.
     #[arg(short = 'm', default_value = "0x1")]
     core_mask: String,
@@ -127,9 +133,22 @@ impl Options {
 }
 
 async fn measure(options: Options) -> Result<()> {
-    if options.config.is_none() {
-        bdev::null::create("Null0", (64 << 20) / 512, 512)?;
+    let own = match (&options.config, options.rust_null) {
+        (Some(_), _) => None,
+        (None, true) => Some(null::register("Null0", NULL_BLOCKS)?),
+        (None, false) => {
+            bdev::null::create("Null0", NULL_BLOCKS, 512)?;
+            None
+        }
+    };
+    measure_all(&options).await?;
+    if let Some(own) = own {
+        own.unregister().await?;
     }
+    Ok(())
+}
+
+async fn measure_all(options: &Options) -> Result<()> {
     let bdevs = match &options.device {
         Some(name) => vec![Bdev::find(name)?],
         None => Bdev::all()?,
