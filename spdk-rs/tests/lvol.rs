@@ -235,7 +235,9 @@ fn a_store_with_a_busy_volume_is_destroyed_later() {
             let store = store_on(&disk).await?;
             let vol = store.create_lvol("vol", 8 * MIB, Provisioning::Thin).await?;
             let a = pattern(1);
-            write(&vol, 1, &a).await?;
+            for cluster in 0..8 {
+                write(&vol, cluster, &a).await?;
+            }
             let snap = vol.snapshot("snap").await?;
             let before = snap.info().await?;
             slow(true)?;

@@ -81,7 +81,8 @@ pub enum DestroyError {
         /// The volume.
         lvol: Lvol,
     },
-    /// Another error. The volume is still there.
+    /// Another error, as of a device that fails. Nothing has changed: its bdev and what stands on
+    /// it were not touched.
     Failed {
         /// The volume.
         lvol: Lvol,
@@ -151,7 +152,7 @@ impl fmt::Display for DestroyError {
             Self::Deleting { .. } => {
                 f.write_str("it is being destroyed, and goes when those who have it open close it")
             }
-            Self::Failed { source, .. } => write!(f, "it is kept: {source}"),
+            Self::Failed { source, .. } => write!(f, "it is kept whole: {source}"),
             Self::Vanished { source, .. } => write!(
                 f,
                 "{source}, but this SPDK, which lacks the patches, has dropped the volume from memory; \
@@ -182,6 +183,9 @@ impl From<DestroyError> for Error {
 
 impl Lvol {
     /// Destroys the volume: it is gone afterwards, from memory and from disk, or it is whole.
+    ///
+    /// It is deleted on disk first, which can fail and then has changed nothing. After that the
+    /// delete is certain, also if there is a crash, and all I/O to the volume fails.
     ///
     /// A volume that is exported or open otherwise is no obstacle: its bdev tells those who have
     /// it open that it is going, and the call waits until they have let go. (SPDK's NVMe-oF
