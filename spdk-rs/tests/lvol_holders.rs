@@ -275,7 +275,14 @@ fn two_clones_and_two_destroys() {
         // A granted destroy waits for those who have the bdev open; a second one is busy, never "not found".
         let descriptor = Bdev::find(&second.to_string())?.open(Mode::ReadOnly)?;
         let channel = descriptor.channel()?;
-        slow(true)?;
+        // A read that is under way keeps it open; what the destroy itself writes is quick.
+        let read = Duration::from_millis(500);
+        let latency = delay::Latency {
+            read,
+            read_p99: read,
+            ..delay::Latency::NONE
+        };
+        delay::set_latency("slow0", latency)?;
         let reading = spawn({
             let buf = DmaBuf::new(4096)?;
             async move { channel.read(buf, 0).await.is_ok() }
