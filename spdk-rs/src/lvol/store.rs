@@ -229,17 +229,20 @@ impl LvolStore {
     /// Closes the store and its volumes, and lets go of the bdev; nothing on disk is lost.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`]: a volume is in use by an operation.
+    /// [`ErrorKind::Busy`]: somebody holds a volume, or one is being made; nothing has changed then.
+    /// (A volume that is being destroyed is waited for, and so is whoever has a bdev open.)
     #[doc(alias = "vbdev_lvs_unload")]
     pub async fn unload(&self) -> Result<()> {
         self.remove("unload lvstore", spdk_sys::vbdev_lvs_unload).await
     }
 
-    /// Destroys the store with all its volumes. It stops at the first volume that is held by
-    /// somebody; the store and what is left of it stay usable then.
+    /// Destroys the store with all its volumes.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`]: a volume is kept, because somebody holds it.
+    /// [`ErrorKind::Busy`]: somebody holds a volume, or one is being made; nothing has changed then.
+    /// (A volume that is being destroyed is waited for, and so is whoever has a bdev open.) Any other
+    /// error is the one of the first volume that could not be destroyed; the store and what is left
+    /// of it stay usable.
     #[doc(alias = "vbdev_lvs_destruct")]
     pub async fn destroy(&self) -> Result<()> {
         self.remove("destroy lvstore", spdk_sys::vbdev_lvs_destruct).await
