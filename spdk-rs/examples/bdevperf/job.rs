@@ -94,10 +94,7 @@ impl Job {
 
     /// One I/O after the other, until the end. (The clock takes as long as an I/O of a null device:
     /// where nobody asks for latencies, not even that is asked.)
-    async fn reads_and_writes<const MEASURED: bool>(
-        self: Rc<Self>,
-        mut buf: DmaBuf,
-    ) -> spdk_rs::Result<()> {
+    async fn reads_and_writes<const MEASURED: bool>(self: Rc<Self>, mut buf: DmaBuf) -> spdk_rs::Result<()> {
         while !self.stop.get() {
             let (offset, read) = self.next();
             let begun = MEASURED.then(Instant::now);

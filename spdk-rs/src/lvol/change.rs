@@ -17,7 +17,8 @@ impl Lvol {
     /// # Errors
     /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists): the name is taken;
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument): it is empty or 64 bytes and longer;
-    /// [`NotFound`](crate::ErrorKind::NotFound): the volume is gone.
+    /// [`PermissionDenied`](crate::ErrorKind::PermissionDenied): the volume is read-only, as a
+    /// snapshot is; [`NotFound`](crate::ErrorKind::NotFound): it is gone.
     #[doc(alias = "vbdev_lvol_rename")]
     pub async fn rename(&self, name: &str) -> Result<Self> {
         const WHAT: &str = "rename lvol";
