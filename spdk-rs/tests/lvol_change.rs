@@ -7,25 +7,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use common::lvol::scenario;
+use common::lvol::{MIB, scenario, store_on};
 use spdk_rs::bdev::delay::{self, Latency};
 use spdk_rs::bdev::{self, Bdev, Mode};
 use spdk_rs::buf::DmaBuf;
-use spdk_rs::lvol::{DestroyError, Lvol, LvolStore, Provisioning, StoreOptions};
+use spdk_rs::lvol::{DestroyError, Lvol, LvolStore, Provisioning};
 use spdk_rs::reactor::{sleep, timeout};
 use spdk_rs::{ErrorKind, spawn};
 
-const MIB: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// A store with clusters of 1 MiB on a delay bdev on an AIO bdev.
-async fn store_on(disk: &Path) -> Result<LvolStore> {
-    std::fs::File::create(disk)?.set_len(64 * MIB)?;
-    bdev::aio::create("aio0", disk, 4096)?;
-    delay::create("slow0", "aio0", Latency::NONE)?;
-    let options = StoreOptions::default().cluster_size(MIB as u32);
-    Ok(LvolStore::create("slow0", "lvs", options).await?)
-}
 
 /// Takes the disk away under the store, and gives it back.
 async fn reload(disk: &Path) -> Result<LvolStore> {

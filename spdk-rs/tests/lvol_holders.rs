@@ -8,23 +8,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use common::lvol::{infos, scenario};
+use common::lvol::{MIB, infos, scenario, store_on};
 use crc_fast::{CrcAlgorithm, Digest};
 use spdk_rs::bdev::{self, Bdev, Mode, delay};
 use spdk_rs::buf::DmaBuf;
-use spdk_rs::lvol::{DestroyError, Lvol, LvolStore, Provisioning, StoreOptions, stop_checksum};
+use spdk_rs::lvol::{DestroyError, Lvol, LvolStore, Provisioning, stop_checksum};
 use spdk_rs::reactor::{sleep, timeout};
 use spdk_rs::{ErrorKind, spawn};
 
-const MIB: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A store on a delay bdev on an AIO bdev, with `vol` (thin) on `snap`, which has data in clusters 0 to 3 and 8.
-async fn store_on(disk: &Path) -> Result<(LvolStore, Lvol, Lvol)> {
-    std::fs::File::create(disk)?.set_len(128 * MIB)?;
-    bdev::aio::create("aio0", disk, 4096)?;
-    delay::create("slow0", "aio0", delay::Latency::default())?;
-    let store = LvolStore::create("slow0", "lvs", StoreOptions::default().cluster_size(MIB as u32)).await?;
+async fn volume_on(disk: &Path) -> Result<(LvolStore, Lvol, Lvol)> {
+    let store = store_on(disk).await?;
     let vol = store.create_lvol("vol", 16 * MIB, Provisioning::Thin).await?;
     for cluster in [0, 1, 2, 3, 8] {
         write(&vol, cluster).await?;
@@ -127,7 +123,7 @@ async fn granted(disk: &Path, gone: Lvol, kept: &Lvol) -> Result<()> {
 #[test]
 fn a_checksum_holds_its_snapshot() {
     scenario("a_checksum_holds_its_snapshot", |disk| async move {
-        let (_store, vol, snap) = store_on(&disk).await?;
+        let (_store, vol, snap) = volume_on(&disk).await?;
         let mut expected = Digest::new(CrcAlgorithm::Crc64GoIso);
         for cluster in [0, 1, 2, 3, 8] {
             expected.update(&pattern(cluster));
@@ -171,7 +167,7 @@ fn a_checksum_holds_its_snapshot() {
 #[test]
 fn an_inflate_holds_its_volume() {
     scenario("an_inflate_holds_its_volume", |disk| async move {
-        let (store, vol, snap) = store_on(&disk).await?;
+        let (store, vol, snap) = volume_on(&disk).await?;
         slow(true)?;
         let job = spawn({
             let vol = vol.clone();
@@ -193,7 +189,7 @@ fn an_inflate_holds_its_volume() {
 #[test]
 fn an_inflate_of_the_clone_holds_the_snapshot() {
     scenario("an_inflate_of_the_clone_holds_the_snapshot", |disk| async move {
-        let (_store, vol, snap) = store_on(&disk).await?;
+        let (_store, vol, snap) = volume_on(&disk).await?;
         slow(true)?;
         let job = spawn({
             let vol = vol.clone();
@@ -245,7 +241,7 @@ async fn foreign(lvol: &Lvol, open: bool) -> Result<()> {
 #[test]
 fn foreign_opens_hold_a_volume() {
     scenario("foreign_opens_hold_a_volume", |disk| async move {
-        let (_store, vol, mut snap) = store_on(&disk).await?;
+        let (_store, vol, mut snap) = volume_on(&disk).await?;
         for opens in [1, 3] {
             for _ in 0..opens {
                 foreign(&snap, true).await?;
@@ -262,7 +258,7 @@ fn foreign_opens_hold_a_volume() {
 #[test]
 fn two_clones_and_two_destroys() {
     scenario("two_clones_and_two_destroys", |disk| async move {
-        let (store, vol, snap) = store_on(&disk).await?;
+        let (store, vol, snap) = volume_on(&disk).await?;
         let second = snap.clone_to("second").await?;
         let before = infos(&store).await?;
         let error = snap.destroy().await.unwrap_err();

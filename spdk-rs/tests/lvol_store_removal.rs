@@ -7,22 +7,18 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use common::lvol::{infos, scenario};
+use common::lvol::{MIB, infos, scenario, store_on};
 use spdk_rs::bdev::{self, Bdev, Mode, delay};
 use spdk_rs::buf::DmaBuf;
-use spdk_rs::lvol::{Lvol, LvolStore, Provisioning, StoreOptions};
+use spdk_rs::lvol::{Lvol, LvolStore, Provisioning};
 use spdk_rs::reactor::{sleep, timeout};
 use spdk_rs::{ErrorKind, JoinHandle, spawn};
 
-const MIB: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A store on a delay bdev, with `vol` on `snap`, which has all its clusters.
-async fn store_on(disk: &Path) -> Result<(LvolStore, Lvol, Lvol)> {
-    std::fs::File::create(disk)?.set_len(64 * MIB)?;
-    bdev::aio::create("aio0", disk, 4096)?;
-    delay::create("slow0", "aio0", delay::Latency::default())?;
-    let store = LvolStore::create("slow0", "lvs", StoreOptions::default().cluster_size(MIB as u32)).await?;
+async fn volume_on(disk: &Path) -> Result<(LvolStore, Lvol, Lvol)> {
+    let store = store_on(disk).await?;
     let vol = store.create_lvol("vol", 8 * MIB, Provisioning::Thick).await?;
     let snap = vol.snapshot("snap").await?;
     Ok((store, vol, snap))
@@ -70,7 +66,7 @@ async fn refused<T: 'static>(
 #[test]
 fn while_a_volume_inflates() {
     scenario("while_a_volume_inflates", |disk| async move {
-        let (store, vol, _snap) = store_on(&disk).await?;
+        let (store, vol, _snap) = volume_on(&disk).await?;
         delay::set_latency("slow0", delay::Latency::all(Duration::from_millis(60)))?;
         let job = spawn(async move { vol.inflate().await });
         refused(&disk, store, job).await
@@ -80,7 +76,7 @@ fn while_a_volume_inflates() {
 #[test]
 fn while_a_snapshot_is_summed_up() {
     scenario("while_a_snapshot_is_summed_up", |disk| async move {
-        let (store, _vol, snap) = store_on(&disk).await?;
+        let (store, _vol, snap) = volume_on(&disk).await?;
         delay::set_latency("slow0", delay::Latency::all(Duration::from_millis(60)))?;
         let job = spawn(async move { snap.checksum().await });
         refused(&disk, store, job).await
@@ -91,7 +87,7 @@ fn while_a_snapshot_is_summed_up() {
 #[test]
 fn refused_and_left() {
     scenario("refused_and_left", |disk| async move {
-        let (store, vol, _snap) = store_on(&disk).await?;
+        let (store, vol, _snap) = volume_on(&disk).await?;
         delay::set_latency("slow0", delay::Latency::all(Duration::from_millis(60)))?;
         let _job = spawn(async move { vol.inflate().await });
         sleep(Duration::from_millis(20)).await;
@@ -106,7 +102,7 @@ fn refused_and_left() {
 fn while_a_volume_waits_for_a_read() {
     scenario("while_a_volume_waits_for_a_read", |disk| async move {
         for base_too in [false, true] {
-            let (store, vol, _snap) = store_on(&disk).await?;
+            let (store, vol, _snap) = volume_on(&disk).await?;
             delay::set_latency("slow0", delay::Latency::all(Duration::from_millis(300)))?;
             let held = Bdev::find(&vol.to_string())?.open(Mode::ReadOnly)?;
             let channel = held.channel()?;

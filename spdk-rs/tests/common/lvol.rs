@@ -1,10 +1,12 @@
 //! Logical volumes in tests.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use spdk_rs::lvol::{LvolInfo, LvolStore};
+use spdk_rs::bdev::delay::Latency;
+use spdk_rs::bdev::{aio, delay};
+use spdk_rs::lvol::{LvolInfo, LvolStore, StoreOptions};
 
 use super::{isolated, run};
 
@@ -17,6 +19,18 @@ where
         let place = tempfile::tempdir().expect("a place");
         run(body(place.path().join("disk"))).expect(name);
     });
+}
+
+/// A cluster of [`store_on`].
+pub const MIB: u64 = 1 << 20;
+
+/// A store with clusters of 1 MiB on the delay bdev `slow0` (no delay yet) on the AIO bdev `aio0`.
+pub async fn store_on(disk: &Path) -> Result<LvolStore> {
+    std::fs::File::create(disk)?.set_len(128 * MIB)?;
+    aio::create("aio0", disk, 4096)?;
+    delay::create("slow0", "aio0", Latency::NONE)?;
+    let options = StoreOptions::default().cluster_size(MIB as u32);
+    Ok(LvolStore::create("slow0", "lvs", options).await?)
 }
 
 /// All volumes, in the store's order.

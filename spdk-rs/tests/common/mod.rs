@@ -8,6 +8,7 @@
 pub mod bdev;
 pub mod disk;
 pub mod lvol;
+pub mod random;
 
 use std::fs::File;
 use std::future::Future;

@@ -13,6 +13,7 @@ use spdk_rs::bdev_module::Registered;
 use spdk_rs::buf::DmaBuf;
 use spdk_rs::lvol::{Lvol, LvolStore, Provisioning, StoreOptions};
 
+use super::common::random::Random;
 use super::disk::FileDisk;
 use super::volumes::{CELLS, Family, Found, GARBAGE, Op};
 
@@ -236,26 +237,6 @@ fn identify(block: &[u8], cell: u64) -> u64 {
         return 0;
     }
     if block == pattern(cell, id) { id } else { GARBAGE }
-}
-
-/// Numbers that look random, the same for the same seed.
-#[derive(Clone)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    }
-
-    fn of<'a>(&mut self, names: &'a [String]) -> Option<&'a String> {
-        match names.len() {
-            0 => None,
-            n => names.get(self.below(n as u64) as usize),
-        }
-    }
 }
 
 /// Chooses what can be done, by a family that no other lane works on.

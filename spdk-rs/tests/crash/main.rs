@@ -21,8 +21,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use actor::{Chooser, Line, Place, Random, Report};
+use actor::{Chooser, Line, Place, Report};
 use anyhow::{Context, Result, bail, ensure};
+use common::random::Random;
 use common::{child_command, run};
 use spdk_rs::spawn;
 use volumes::{Family, Op};

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Result, ensure};
 use blocks::{BLOCK, Blocks};
+use common::random::Random;
 use common::{builder, isolated, small_pool};
 use spdk_rs::bdev::delay::Latency;
 use spdk_rs::bdev::{Bdev, Channel, IoType, Mode, delay, error, malloc};
@@ -33,17 +34,6 @@ const BUF: usize = 4 * BLOCK;
 const BUFS: usize = 512;
 
 type Done = (spdk_rs::Result<()>, Vec<DmaBuf>);
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    }
-}
 
 struct Disk {
     channel: Rc<Channel>,
