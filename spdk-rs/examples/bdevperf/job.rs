@@ -123,7 +123,7 @@ impl Job {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)] // in the path of each I/O
     fn count(&self, result: spdk_rs::Result<()>, begun: Option<Instant>) -> spdk_rs::Result<()> {
         if let Err(error) = result {
             if !self.plan.go_on {
