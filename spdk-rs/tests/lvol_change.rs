@@ -3,27 +3,18 @@
 
 mod common;
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use common::lvol::{MIB, scenario, store_on};
+use common::lvol::{MIB, load_anew, scenario, store_on};
 use spdk_rs::bdev::delay::{self, Latency};
-use spdk_rs::bdev::{self, Bdev, Mode};
+use spdk_rs::bdev::{Bdev, Mode};
 use spdk_rs::buf::DmaBuf;
-use spdk_rs::lvol::{DestroyError, Lvol, LvolStore, Provisioning};
+use spdk_rs::lvol::{DestroyError, Lvol, Provisioning};
 use spdk_rs::reactor::{sleep, timeout};
 use spdk_rs::{ErrorKind, spawn};
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// Takes the disk away under the store, and gives it back.
-async fn reload(disk: &Path) -> Result<LvolStore> {
-    delay::delete("slow0").await?;
-    bdev::aio::delete("aio0").await?;
-    bdev::aio::create("aio0", disk, 4096)?;
-    Ok(LvolStore::load("aio0").await?)
-}
 
 async fn fill(lvol: &Lvol, cluster: u64) -> Result<()> {
     let descriptor = Bdev::find(&lvol.to_string())?.open(Mode::ReadWrite)?;
@@ -63,7 +54,7 @@ fn names() {
         ensure!((stores.name(), stores.uuid()) == ("stores", store.uuid()));
         ensure!(Bdev::find("lvs/new").is_err() && Bdev::find("stores/new").is_ok());
 
-        let store = reload(&disk).await?;
+        let store = load_anew(&disk).await?;
         ensure!(store == stores);
         ensure!(store.lvol("new").await?.uuid() == vol.uuid());
         ensure!(Bdev::find("stores/other").is_ok());
@@ -90,7 +81,7 @@ fn sizes() {
         ensure!(Bdev::find("lvs/vol")?.size() == 2 * MIB);
         ensure!(store.stats().await?.free_clusters == free - 2);
 
-        let store = reload(&disk).await?;
+        let store = load_anew(&disk).await?;
         ensure!(store.lvol("vol").await?.info().await?.size == 2 * MIB);
         ensure!(store.stats().await?.free_clusters == free - 2);
         Ok(())
@@ -123,7 +114,7 @@ fn read_only_volumes_and_relations() {
         let clone = vol.clone_to("clone").await?;
         ensure!(clone.ancestors().await? == [vol.clone(), newer, older]);
 
-        reload(&disk).await?;
+        load_anew(&disk).await?;
         ensure!(vol.info().await?.read_only && clone.ancestors().await?.len() == 3);
         Ok(())
     });

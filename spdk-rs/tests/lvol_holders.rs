@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use common::lvol::{MIB, infos, scenario, store_on};
+use common::lvol::{MIB, ensure_unchanged, infos, load_anew, scenario, store_on};
 use crc_fast::{CrcAlgorithm, Digest};
 use spdk_rs::bdev::{self, Bdev, Mode, delay};
 use spdk_rs::buf::DmaBuf;
@@ -104,17 +104,8 @@ async fn granted(disk: &Path, gone: Lvol, kept: &Lvol) -> Result<()> {
     ensure!(gone.info().await.unwrap_err().kind() == ErrorKind::NotFound);
     verify(kept).await?;
     let before = infos(&store).await?;
-    delay::delete("slow0").await?;
-    bdev::aio::delete("aio0").await?;
-    bdev::aio::create("aio0", disk, 4096)?;
-    let store = LvolStore::load("aio0").await?;
-    let mut after = infos(&store).await?;
-    for (after, before) in after.iter_mut().zip(&before) {
-        // What SPDK knows of a snapshot whose last clone has gone is not on disk.
-        ensure!(after.snapshot == before.snapshot || before.clones.is_empty());
-        after.snapshot = before.snapshot;
-    }
-    ensure!(after == before, "the store changed by being loaded");
+    let store = load_anew(disk).await?;
+    ensure_unchanged(&store, &before).await?;
     verify(kept).await?;
     store.destroy().await?;
     Ok(bdev::aio::delete("aio0").await?)

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use spdk_rs::bdev::delay::Latency;
 use spdk_rs::bdev::{aio, delay};
 use spdk_rs::lvol::{LvolInfo, LvolStore, StoreOptions};
@@ -31,6 +31,26 @@ pub async fn store_on(disk: &Path) -> Result<LvolStore> {
     delay::create("slow0", "aio0", Latency::NONE)?;
     let options = StoreOptions::default().cluster_size(MIB as u32);
     Ok(LvolStore::create("slow0", "lvs", options).await?)
+}
+
+/// Loads the store of [`store_on`] anew, from the file alone.
+pub async fn load_anew(disk: &Path) -> Result<LvolStore> {
+    delay::delete("slow0").await?;
+    aio::delete("aio0").await?;
+    aio::create("aio0", disk, 4096)?;
+    Ok(LvolStore::load("aio0").await?)
+}
+
+/// The volumes are as they were `before` the store was loaded anew.
+pub async fn ensure_unchanged(store: &LvolStore, before: &[LvolInfo]) -> Result<()> {
+    let mut after = infos(store).await?;
+    for (after, before) in after.iter_mut().zip(before) {
+        // What SPDK knows of a snapshot whose last clone has gone is not on disk.
+        ensure!(after.snapshot == before.snapshot || before.clones.is_empty());
+        after.snapshot = before.snapshot;
+    }
+    ensure!(after == before, "the store changed by being loaded");
+    Ok(())
 }
 
 /// All volumes, in the store's order.

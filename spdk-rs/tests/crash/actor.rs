@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use spdk_rs::bdev::{Bdev, Mode};
 use spdk_rs::bdev_module::Registered;
@@ -53,10 +52,7 @@ impl Line {
     }
 
     /// `None` for what others print.
-    pub fn read(text: &str) -> Option<Self>
-    where
-        Self: DeserializeOwned,
-    {
+    pub fn read(text: &str) -> Option<Self> {
         let (_, json) = text.split_once(Self::MARK)?;
         // A line that was cut off by the end of the process says nothing.
         serde_json::from_str(json).ok()
