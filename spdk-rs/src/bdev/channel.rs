@@ -23,8 +23,6 @@ pub(super) struct ChannelInner {
     /// What may be submitted: nothing any more once the descriptor is closing.
     allowed: Cell<Kinds>,
     descriptor: Rc<DescriptorInner>,
-    /// The executor of its thread.
-    home: usize,
     /// Its I/O that SPDK has not finished yet; the slots count it.
     in_flight: Arc<AtomicUsize>,
 }
@@ -34,7 +32,6 @@ impl ChannelInner {
         Rc::new(Self {
             raw: Cell::new(raw),
             allowed: Cell::new(descriptor.supported()),
-            home: descriptor.owner().home(),
             descriptor,
             in_flight: Arc::default(),
         })
@@ -64,12 +61,6 @@ impl ChannelInner {
     /// The C channel. Not null while I/O is in flight.
     pub(super) fn raw(&self) -> *mut spdk_io_channel {
         self.raw.get()
-    }
-
-    /// The turn of a task on this thread, if it is one's turn.
-    #[inline(always)]
-    pub(super) fn turn(&self) -> Turn {
-        Turn::of(self.home)
     }
 
     /// Whether SPDK can be asked: what it cannot find out itself. (What it refuses is explained
@@ -170,7 +161,8 @@ static_assertions::assert_not_impl_any!(Channel: Send, Sync);
 
 impl Channel {
     pub(super) fn new(inner: Rc<ChannelInner>) -> Self {
-        Self(IoSlots::new(inner.home, Arc::clone(&inner.in_flight), inner))
+        let home = inner.descriptor.owner().home();
+        Self(IoSlots::new(home, Arc::clone(&inner.in_flight), inner))
     }
 
     pub(super) fn slots(&self) -> &IoSlots {

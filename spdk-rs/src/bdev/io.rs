@@ -188,8 +188,7 @@ pub(super) fn poll<R>(
 ) -> Poll<R> {
     let mut op = op.live();
     let mut turn = None;
-    if let Some((channel, keep)) = op.prepared() {
-        let now = channel.turn();
+    if let Some((now, channel, keep)) = op.prepared() {
         turn = Some(now);
         if channel.is_fine(kind, keep.offset, keep.len, now) {
             op.submit(|channel, keep, cb_arg| match submit(channel, keep, cb_arg) {

@@ -509,15 +509,15 @@ impl<'a, C, T, K> Live<'a, C, T, K> {
         Turn::of(self.pool().home)
     }
 
-    /// Context and keep, if the operation was not submitted yet.
+    /// The turn of now, context and keep, if the operation was not submitted yet.
     #[inline(always)]
-    pub(crate) fn prepared(&mut self) -> Option<(&C, &mut K)> {
+    pub(crate) fn prepared(&mut self) -> Option<(Turn, &C, &mut K)> {
         if self.slot().state.get() != State::Prepared {
             return None;
         }
         // SAFETY: prepared: the keep is there, and nobody but this future knows it.
         let keep = unsafe { (*self.slot().keep.get()).assume_init_mut() };
-        Some((&self.pool().context, keep))
+        Some((self.turn(), &self.pool().context, keep))
     }
 
     /// Hands a prepared operation to C; see [`super::start`].
