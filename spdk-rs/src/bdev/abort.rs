@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::io::{self, IoOp, Keep, Outcome};
+use super::io::{self, Failure, IoOp, Keep};
 use super::kind::IoType;
 use super::transfer::{IoBuf, Read, Write};
 use crate::op::slots::Stage;
@@ -78,7 +78,7 @@ async fn abort(target: &mut IoOp) -> Result<()> {
             Stage::Ended if asked => return Ok(()),
             Stage::Ended => return nothing(descriptor.name(), "it has ended"),
             Stage::Waiting => {
-                target.leave(Outcome::Aborted, Keep::without_wait);
+                target.leave(Failure::Aborted, Keep::without_wait);
                 return Ok(());
             }
             Stage::Pending => {}

@@ -66,7 +66,7 @@ impl ChannelInner {
     /// Whether SPDK can be asked: what it cannot find out itself. (What it refuses is explained
     /// by [`Self::check`].)
     #[inline(always)]
-    pub(super) fn is_fine(&self, kind: IoType, offset: u64, len: u64, turn: Turn) -> bool {
+    pub(super) fn is_fine(&self, kind: IoType, offset: u64, len: u64, turn: Option<Turn>) -> bool {
         let descriptor = &self.descriptor;
         len != 0
             && descriptor.is_aligned(offset | len)
@@ -259,7 +259,7 @@ impl Channel {
     }
 
     async fn range(&self, kind: IoType, offset: u64, len: u64) -> Result<()> {
-        let mut op = io::prepare(&self.0, kind, offset, len, || Payload::None);
+        let mut op = io::prepare(&self.0, offset, len, || Payload::None);
         std::future::poll_fn(move |cx| io::poll(&mut op, cx, kind, io::submit_now, |result, _| result)).await
     }
 }

@@ -3,7 +3,7 @@
 use super::Channel;
 use super::io::{self, Payload};
 use super::kind::IoType;
-use super::transfer::{IoBuf, take};
+use super::transfer::IoBuf;
 use crate::buf::{BufResult, DmaBuf, DmaBufList};
 use crate::{Error, ErrorKind};
 
@@ -34,10 +34,11 @@ impl Channel {
     async fn compare_any<B: IoBuf>(&self, expected: B, offset: u64) -> BufResult<(), B> {
         let len = expected.bytes(false) as u64;
         let make = || expected.into_payload();
-        let mut op = io::prepare(self.slots(), IoType::Compare, offset, len, make);
+        let mut op = io::prepare(self.slots(), offset, len, make);
         std::future::poll_fn(move |cx| {
             io::poll(&mut op, cx, IoType::Compare, io::submit_now, |result, payload| {
-                BufResult(result, take(payload))
+                // SAFETY: made of a B above; an operation yields once.
+                BufResult(result, unsafe { B::from_payload(payload) })
             })
         })
         .await
@@ -89,7 +90,7 @@ impl Channel {
             return BufResult(Err(error), (expected, data));
         }
         let make = || Payload::Lists(expected, data);
-        let mut op = io::prepare(self.slots(), TYPE, offset, len as u64, make);
+        let mut op = io::prepare(self.slots(), offset, len as u64, make);
         std::future::poll_fn(move |cx| {
             io::poll(
                 &mut op,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use spdk_sys::spdk_bdev_io;
 
 use super::channel::ChannelInner;
-use super::io::{Keep, Outcome};
+use super::io::{Failure, Keep};
 use super::kind::IoType;
 use crate::executor::Waiter;
 use crate::op::slots;
@@ -20,11 +20,11 @@ pub(super) unsafe extern "C" fn on_done(bdev_io: *mut spdk_bdev_io, success: boo
         unsafe {
             if success {
                 spdk_sys::spdk_bdev_free_io(bdev_io);
-                end(cb_arg, Outcome::Success, Waiter::wake);
+                end(cb_arg, Ok(()), Waiter::wake);
             } else {
                 let status = nvme_status(bdev_io);
                 spdk_sys::spdk_bdev_free_io(bdev_io);
-                end_within_c(cb_arg, Outcome::Failed(status));
+                end_within_c(cb_arg, Err(Failure::Failed(status)));
             }
         }
     });
@@ -40,12 +40,12 @@ pub(super) unsafe extern "C" fn on_done_within_c(
     guard::ffi((), || {
         // SAFETY: as in `on_done`.
         unsafe {
-            let outcome = match success {
-                true => Outcome::Success,
-                false => Outcome::Failed(nvme_status(bdev_io)),
+            let result = match success {
+                true => Ok(()),
+                false => Err(Failure::Failed(nvme_status(bdev_io))),
             };
             spdk_sys::spdk_bdev_free_io(bdev_io);
-            end_within_c(cb_arg, outcome);
+            end_within_c(cb_arg, result);
         }
     });
 }
@@ -91,18 +91,18 @@ pub(super) unsafe fn nvme_status(bdev_io: *mut spdk_bdev_io) -> NvmeStatus {
 /// # Safety
 /// As [`slots::complete`], for an operation of `io::poll`.
 #[cold]
-pub(super) unsafe fn end_within_c(cb_arg: *mut c_void, outcome: Outcome) {
+pub(super) unsafe fn end_within_c(cb_arg: *mut c_void, result: Result<(), Failure>) {
     // SAFETY: as the contract says.
-    unsafe { end(cb_arg, outcome, Waiter::wake_later) }
+    unsafe { end(cb_arg, result, Waiter::wake_later) }
 }
 
 /// Completes the operation, and lets a descriptor that waits for its I/O go.
 ///
 /// # Safety
 /// As [`slots::complete`], for an operation of `io::poll`.
-#[inline(always)] // for a success, whose value is a constant then
-unsafe fn end(cb_arg: *mut c_void, outcome: Outcome, wake: impl FnOnce(Waiter)) {
+#[inline(always)] // for a success, which is a constant then
+unsafe fn end(cb_arg: *mut c_void, result: Result<(), Failure>, wake: impl FnOnce(Waiter)) {
     let ended = |channel: &Rc<ChannelInner>| channel.io_ended();
     // SAFETY: as the contract says.
-    unsafe { slots::complete::<_, _, Keep>(cb_arg, outcome, ended, wake) }
+    unsafe { slots::complete::<_, _, Keep>(cb_arg, result, ended, wake) }
 }

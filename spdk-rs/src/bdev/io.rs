@@ -21,7 +21,7 @@ use super::nvme_command::{self, NvmeIo};
 use super::zcopy;
 use crate::buf::{DmaBuf, DmaBufList};
 use crate::op::Submitted;
-use crate::op::slots::{self, Live, SlotOp, Slots};
+use crate::op::slots::{self, SlotOp, Slots};
 use crate::{Error, ErrorKind, NvmeStatus, Result, guard};
 
 /// The memory of an I/O.
@@ -46,17 +46,29 @@ pub enum Payload {
     },
 }
 
+impl Payload {
+    /// The buffer.
+    ///
+    /// # Safety
+    /// It is one buffer.
+    #[inline(always)]
+    pub(super) unsafe fn buf(&mut self) -> &mut DmaBuf {
+        match self {
+            Self::Buf(buf) => buf,
+            // SAFETY: by contract.
+            _ => unsafe { std::hint::unreachable_unchecked() },
+        }
+    }
+}
+
 // Each slot has room for it, and each I/O goes through it.
 const _: () = assert!(size_of::<Payload>() <= 3 * size_of::<usize>());
 
 /// The slots of a channel's I/O.
-pub(super) type IoSlots = Slots<Rc<ChannelInner>, Outcome, Keep>;
+pub(super) type IoSlots = Slots<Rc<ChannelInner>, Failure, Keep>;
 
 /// An I/O, from its preparation to its end.
-pub(super) type IoOp = SlotOp<Rc<ChannelInner>, Outcome, Keep>;
-
-/// By value, so that it stays in registers.
-type LiveIo<'a> = Live<'a, Rc<ChannelInner>, Outcome, Keep>;
+pub(super) type IoOp = SlotOp<Rc<ChannelInner>, Failure, Keep>;
 
 /// What is to be done, and all that SPDK uses while it works.
 #[repr(C)] // what waits comes last
@@ -65,9 +77,15 @@ pub(super) struct Keep {
     /// In bytes; checked before it is submitted, as the length.
     offset: u64,
     len: u64,
+    /// Filled when the I/O waits for memory.
+    wait: MaybeUninit<Wait>,
+}
+
+/// An I/O that waits for memory.
+struct Wait {
+    /// In SPDK's queue.
+    entry: spdk_bdev_io_wait_entry,
     kind: IoType,
-    /// In SPDK's queue while the I/O waits for memory; filled then.
-    wait: MaybeUninit<spdk_bdev_io_wait_entry>,
 }
 
 impl Keep {
@@ -82,8 +100,8 @@ impl Keep {
 
     /// Everything that can be known to be wrong with it without asking the device.
     #[cold]
-    fn problem(&self, channel: &ChannelInner) -> Result<()> {
-        channel.check(self.kind, self.offset, self.len)?;
+    fn problem(&self, channel: &ChannelInner, kind: IoType) -> Result<()> {
+        channel.check(kind, self.offset, self.len)?;
         let descriptor = channel.descriptor();
         let (_, blocks) = descriptor.blocks(self.offset, self.len);
         // SAFETY: the descriptor is open (checked just now, or kept so by the I/O that is to be
@@ -94,7 +112,7 @@ impl Keep {
             let lent = zcopy::limit(descriptor.raw()).unwrap_or(u64::MAX);
             (separate_metadata(descriptor.raw(), blocks), atomic, lent)
         };
-        let (kind, why) = match &self.payload {
+        let (problem, why) = match &self.payload {
             Payload::Lists(..) if blocks > atomic => (
                 ErrorKind::InvalidArgument,
                 format!("{blocks} blocks: the device does no more than {atomic} at once"),
@@ -104,7 +122,7 @@ impl Keep {
                 format!("{blocks} blocks: SPDK's buffers have room for {lent}"),
             ),
             Payload::WithMetadata(_, buf) => {
-                let given = match self.kind {
+                let given = match kind {
                     IoType::Read => buf.capacity(),
                     _ => buf.len(),
                 };
@@ -122,13 +140,12 @@ impl Keep {
             }
             _ => return Ok(()),
         };
-        Err(Error::new(kind, self.kind.what(), descriptor.name(), why))
+        Err(Error::new(problem, kind.what(), descriptor.name(), why))
     }
 }
 
-/// What became of it.
-pub(super) enum Outcome {
-    Success,
+/// Why it did not go well.
+pub(super) enum Failure {
     /// Refused before SPDK was asked.
     Invalid(Error),
     /// The device answered, and not well.
@@ -145,18 +162,11 @@ pub(super) enum Outcome {
 
 /// Prepares an I/O. The length of a transfer is that of its memory.
 #[inline]
-pub(super) fn prepare(
-    slots: &IoSlots,
-    kind: IoType,
-    offset: u64,
-    len: u64,
-    payload: impl FnOnce() -> Payload,
-) -> IoOp {
+pub(super) fn prepare(slots: &IoSlots, offset: u64, len: u64, payload: impl FnOnce() -> Payload) -> IoOp {
     slots.prepare(|| Keep {
         payload: payload(),
         offset,
         len,
-        kind,
         wait: MaybeUninit::uninit(),
     })
 }
@@ -168,7 +178,6 @@ pub(super) fn prepare_abort(target: &IoOp) -> Option<IoOp> {
         payload: Payload::Target(cb_arg),
         offset: 0,
         len: 0,
-        kind: IoType::Abort,
         wait: MaybeUninit::uninit(),
     })
 }
@@ -183,30 +192,32 @@ pub(super) fn poll<R>(
     op: &mut IoOp,
     cx: &mut Context<'_>,
     kind: IoType,
-    submit: impl FnOnce(&ChannelInner, &mut Keep, *mut c_void) -> i32,
+    submit: impl FnOnce(&ChannelInner, IoType, &mut Keep, *mut c_void) -> i32,
     finish: impl FnOnce(Result<()>, &mut Payload) -> R,
 ) -> Poll<R> {
     let mut op = op.live();
-    let mut turn = None;
-    if let Some((now, channel, keep)) = op.prepared() {
-        turn = Some(now);
-        if channel.is_fine(kind, keep.offset, keep.len, now) {
-            op.submit(|channel, keep, cb_arg| match submit(channel, keep, cb_arg) {
-                0 => Submitted::Pending,
-                rc => not_taken(channel, keep, cb_arg, rc),
-            });
-        } else {
-            op = check(op);
+    if !op.has_ended() {
+        let turn = op.turn(cx);
+        if let Some((channel, keep)) = op.prepared() {
+            if channel.is_fine(kind, keep.offset, keep.len, turn) {
+                op.submit(
+                    |channel, keep, cb_arg| match submit(channel, kind, keep, cb_arg) {
+                        0 => Submitted::Pending,
+                        rc => not_taken(channel, kind, keep, cb_arg, rc),
+                    },
+                );
+            } else {
+                op.submit(|channel, keep, cb_arg| check(channel, kind, keep, cb_arg));
+            }
+        }
+        if !op.has_ended() {
+            op.wait(cx, turn);
+            return Poll::Pending;
         }
     }
-    let Some(mut done) = op.done(cx, |op| turn.unwrap_or_else(|| op.turn())) else {
-        return Poll::Pending;
-    };
-    let (channel, outcome, keep) = done.parts();
-    let result = match outcome {
-        Outcome::Success => Ok(()),
-        outcome => Err(explain(channel, kind, outcome)),
-    };
+    let mut done = op.done();
+    let (channel, result, keep) = done.parts();
+    let result = result.map_err(|failure| explain(channel, kind, failure));
     let finished = finish(result, &mut keep.payload);
     drop(done);
     Poll::Ready(finished)
@@ -214,42 +225,45 @@ pub(super) fn poll<R>(
 
 /// The long way: what is wrong with it, if anything.
 #[cold]
-fn check(mut op: LiveIo<'_>) -> LiveIo<'_> {
-    op.submit(|channel, keep, cb_arg| {
-        if let Err(error) = keep.problem(channel) {
-            return Submitted::Failed(Outcome::Invalid(error));
-        }
-        submit(channel, keep, cb_arg)
-    });
-    op
+fn check(channel: &ChannelInner, kind: IoType, keep: &mut Keep, cb_arg: *mut c_void) -> Submitted<Failure> {
+    match keep.problem(channel, kind) {
+        Ok(()) => submit(channel, kind, keep, cb_arg),
+        Err(error) => Submitted::Failed(Failure::Invalid(error)),
+    }
 }
 
 /// SPDK did not take an I/O at the first attempt: it waits for memory, or something is wrong
 /// with it.
 #[cold]
-fn not_taken(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void, rc: i32) -> Submitted<Outcome> {
+fn not_taken(
+    channel: &ChannelInner,
+    kind: IoType,
+    keep: &mut Keep,
+    cb_arg: *mut c_void,
+    rc: i32,
+) -> Submitted<Failure> {
     if rc == -libc::ENOMEM {
-        return submit(channel, keep, cb_arg);
+        return submit(channel, kind, keep, cb_arg);
     }
-    match keep.problem(channel) {
-        Ok(()) => Submitted::Failed(Outcome::Refused(rc)),
-        Err(error) => Submitted::Failed(Outcome::Invalid(error)),
+    match keep.problem(channel, kind) {
+        Ok(()) => Submitted::Failed(Failure::Refused(rc)),
+        Err(error) => Submitted::Failed(Failure::Invalid(error)),
     }
 }
 
 #[cold]
-fn explain(channel: &ChannelInner, kind: IoType, outcome: &mut Outcome) -> Error {
+fn explain(channel: &ChannelInner, kind: IoType, failure: &mut Failure) -> Error {
     let what = kind.what();
     let descriptor = channel.descriptor();
-    match std::mem::replace(outcome, Outcome::Gone) {
-        Outcome::Invalid(error) => error,
-        Outcome::Refused(rc) => Error::from_errno(what, descriptor.name(), rc),
-        Outcome::Success | Outcome::Gone | Outcome::Orphaned => descriptor.gone(what),
-        Outcome::Aborted => {
+    match std::mem::replace(failure, Failure::Gone) {
+        Failure::Invalid(error) => error,
+        Failure::Refused(rc) => Error::from_errno(what, descriptor.name(), rc),
+        Failure::Gone | Failure::Orphaned => descriptor.gone(what),
+        Failure::Aborted => {
             let why = "aborted, before the device was given it";
             Error::new(ErrorKind::Canceled, what, descriptor.name(), why)
         }
-        Outcome::Failed(status) => {
+        Failure::Failed(status) => {
             let error = Error::of_io(what, descriptor.name(), status);
             if descriptor.is_removed() {
                 return error
@@ -262,48 +276,49 @@ fn explain(channel: &ChannelInner, kind: IoType, outcome: &mut Outcome) -> Error
 }
 
 /// Hands the I/O to SPDK, or queues it for memory: the one place that knows of `ENOMEM`.
-fn submit(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> Submitted<Outcome> {
-    let aborts = keep.kind == IoType::Abort;
+fn submit(channel: &ChannelInner, kind: IoType, keep: &mut Keep, cb_arg: *mut c_void) -> Submitted<Failure> {
+    let aborts = kind == IoType::Abort;
     // (What is in flight can be aborted as long as it is, and keeps channel and descriptor.)
     if !aborts && !channel.descriptor().is_open() {
-        return Submitted::Failed(Outcome::Gone);
+        return Submitted::Failed(Failure::Gone);
     }
     // An I/O object may come free between the refusal and the attempt to queue, which SPDK
     // refuses in turn (-EINVAL): then the next attempt gets that object. It cannot go on for
     // ever, since nothing else runs on this thread meanwhile.
     for _ in 0..3 {
-        let rc = submit_now(channel, keep, cb_arg);
+        let rc = submit_now(channel, kind, keep, cb_arg);
         match rc {
             0 => return Submitted::Pending,
             // Behind the I/O that it is to abort, an abort would come too late: it tries again.
-            rc if rc != -libc::ENOMEM || aborts => return Submitted::Failed(Outcome::Refused(rc)),
+            rc if rc != -libc::ENOMEM || aborts => return Submitted::Failed(Failure::Refused(rc)),
             _ => {}
         }
         // SAFETY: descriptor and channel are open, and kept so by the keep, which also holds the
         // entry in place until its callback has run (there is no way to take it back).
         let rc = unsafe {
             let bdev = spdk_sys::spdk_bdev_desc_get_bdev(channel.descriptor().raw());
-            let entry = keep.wait.write(spdk_bdev_io_wait_entry {
+            let entry = spdk_bdev_io_wait_entry {
                 bdev,
                 cb_fn: Some(on_memory),
                 cb_arg,
                 ..std::mem::zeroed()
-            });
-            spdk_sys::spdk_bdev_queue_io_wait(bdev, channel.raw(), entry)
+            };
+            let wait = keep.wait.write(Wait { entry, kind });
+            spdk_sys::spdk_bdev_queue_io_wait(bdev, channel.raw(), &mut wait.entry)
         };
         if rc == 0 {
             // SAFETY: cb_arg is that of this operation, which has a future: orphans are not
             // submitted.
-            unsafe { slots::set_waiting::<Rc<ChannelInner>, Outcome, Keep>(cb_arg, true) };
+            unsafe { slots::set_waiting::<Rc<ChannelInner>, Failure, Keep>(cb_arg, true) };
             return Submitted::Pending;
         }
     }
-    Submitted::Failed(Outcome::Refused(-libc::ENOMEM))
+    Submitted::Failed(Failure::Refused(-libc::ENOMEM))
 }
 
 /// Calls the function of the I/O's kind. Each of them calls back once if it returns 0 (it may do
 /// so before it returns), and never otherwise.
-pub(super) fn submit_now(path: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
+pub(super) fn submit_now(path: &ChannelInner, kind: IoType, keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
     let channel = path.raw();
     let descriptor = path.descriptor().raw();
     let done: spdk_bdev_io_completion_cb = Some(on_done);
@@ -313,7 +328,7 @@ pub(super) fn submit_now(path: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_vo
     // for what reads it only. This is the channel's thread: checked before the first attempt, and SPDK
     // calls back on it for the others.
     unsafe {
-        match (keep.kind, &mut keep.payload) {
+        match (kind, &mut keep.payload) {
             (IoType::Read, Payload::Buf(buf)) => {
                 let buf = buf.as_mut_ptr().cast();
                 spdk_sys::spdk_bdev_read_blocks(descriptor, channel, buf, at, count, done, cb_arg)
@@ -409,16 +424,22 @@ unsafe fn separate_metadata(descriptor: *mut spdk_bdev_desc, blocks: u64) -> Opt
 }
 
 /// [`submit_now`] for a read into one buffer, where the short way has found nothing wrong.
+///
+/// # Safety
+/// The payload is one buffer.
 #[inline(always)]
-pub(super) fn read_now(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
-    // SAFETY: it reads into the memory as far as it is long.
+pub(super) unsafe fn read_now(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
+    // SAFETY: by contract; it reads into the memory as far as it is long.
     unsafe { transfer_now(channel, keep, cb_arg, spdk_sys::spdk_bdev_read_blocks) }
 }
 
 /// [`submit_now`] for a write from one buffer, as [`read_now`].
+///
+/// # Safety
+/// The payload is one buffer.
 #[inline(always)]
-pub(super) fn write_now(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
-    // SAFETY: it only reads the memory, as far as it is initialised.
+pub(super) unsafe fn write_now(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
+    // SAFETY: by contract; it only reads the memory, as far as it is initialised.
     unsafe { transfer_now(channel, keep, cb_arg, spdk_sys::spdk_bdev_write_blocks) }
 }
 
@@ -433,7 +454,7 @@ type TransferFn = unsafe extern "C" fn(
 ) -> c_int;
 
 /// # Safety
-/// `transfer` is that of the I/O's kind.
+/// `transfer` is that of the I/O's kind, and the payload one buffer.
 #[inline(always)]
 unsafe fn transfer_now(
     channel: &ChannelInner,
@@ -441,10 +462,8 @@ unsafe fn transfer_now(
     cb_arg: *mut c_void,
     transfer: TransferFn,
 ) -> i32 {
-    let Payload::Buf(buf) = &mut keep.payload else {
-        return submit_now(channel, keep, cb_arg);
-    };
-    let buf = buf.as_mut_ptr().cast();
+    // SAFETY: by contract.
+    let buf = unsafe { keep.payload.buf() }.as_mut_ptr().cast();
     let descriptor = channel.descriptor();
     let (at, count) = descriptor.aligned_blocks(keep.offset, keep.len);
     // SAFETY: as in `submit_now`.
@@ -482,14 +501,15 @@ unsafe extern "C" fn try_again(cb_arg: *mut c_void) {
         // SAFETY: cb_arg is that of `poll`'s operation, which has not ended; this runs on its
         // thread. The references end before `end_within_c`.
         unsafe {
-            if slots::is_orphaned::<Rc<ChannelInner>, Outcome, Keep>(cb_arg) {
-                end_within_c(cb_arg, Outcome::Orphaned);
+            if slots::is_orphaned::<Rc<ChannelInner>, Failure, Keep>(cb_arg) {
+                end_within_c(cb_arg, Err(Failure::Orphaned));
                 return;
             }
-            slots::set_waiting::<Rc<ChannelInner>, Outcome, Keep>(cb_arg, false);
-            let (channel, keep) = slots::keep::<Rc<ChannelInner>, Outcome, Keep>(cb_arg);
-            if let Submitted::Failed(outcome) = submit(channel, keep, cb_arg) {
-                end_within_c(cb_arg, outcome);
+            slots::set_waiting::<Rc<ChannelInner>, Failure, Keep>(cb_arg, false);
+            let (channel, keep) = slots::keep::<Rc<ChannelInner>, Failure, Keep>(cb_arg);
+            let kind = keep.wait.assume_init_ref().kind;
+            if let Submitted::Failed(failure) = submit(channel, kind, keep, cb_arg) {
+                end_within_c(cb_arg, Err(failure));
             }
         }
     });

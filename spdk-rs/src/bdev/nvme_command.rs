@@ -8,7 +8,7 @@ use spdk_sys::{spdk_bdev_desc, spdk_bdev_io, spdk_bdev_io_completion_cb, spdk_io
 use super::Channel;
 use super::channel::ChannelInner;
 use super::done::{nvme_status, on_done_within_c};
-use super::io::{self, Keep, Outcome, Payload};
+use super::io::{self, Failure, Keep, Payload};
 use super::kind::IoType;
 use crate::buf::{BufResult, DmaBuf};
 use crate::guard;
@@ -173,7 +173,7 @@ impl Channel {
     }
 
     async fn nvme(&self, kind: IoType, io: Box<NvmeIo>) -> BufResult<u32, Box<NvmeIo>> {
-        let mut op = io::prepare(self.slots(), kind, 0, 0, || Payload::Nvme(io));
+        let mut op = io::prepare(self.slots(), 0, 0, || Payload::Nvme(io));
         std::future::poll_fn(move |cx| {
             io::poll(
                 &mut op,
@@ -234,7 +234,7 @@ unsafe extern "C" fn on_answered(bdev_io: *mut spdk_bdev_io, success: bool, cb_a
         // `io::poll`'s operation, which has not ended; this reference to its keep ends here.
         unsafe {
             let status = nvme_status(bdev_io);
-            if let Payload::Nvme(io) = &mut slots::keep::<Rc<ChannelInner>, Outcome, Keep>(cb_arg).1.payload {
+            if let Payload::Nvme(io) = &mut slots::keep::<Rc<ChannelInner>, Failure, Keep>(cb_arg).1.payload {
                 io.cdw0 = status.cdw0;
             }
         }

@@ -26,15 +26,22 @@ mod sealed {
         /// What a transfer in this direction moves.
         fn bytes(&self, read: bool) -> usize;
         fn into_payload(self) -> Payload;
-        fn from_payload(payload: &mut Payload) -> Option<Self>
+        /// What [`into_payload`](Self::into_payload) was given; nothing to drop is left there.
+        ///
+        /// # Safety
+        /// The payload is what that has returned for this type, and this is called once.
+        unsafe fn from_payload(payload: &mut Payload) -> Self
         where
             Self: Sized;
+        /// Whether it is one buffer: its transfers take a shorter way.
+        const ONE_BUFFER: bool = false;
         /// # Safety
         /// Every byte of the capacity is initialised.
         unsafe fn filled(&mut self);
     }
 
     impl Sealed for DmaBuf {
+        const ONE_BUFFER: bool = true;
         #[inline]
         fn bytes(&self, read: bool) -> usize {
             if read { self.capacity() } else { self.len() }
@@ -44,17 +51,9 @@ mod sealed {
             Payload::Buf(self)
         }
         #[inline(always)]
-        fn from_payload(payload: &mut Payload) -> Option<Self> {
-            let Payload::Buf(buf) = payload else {
-                return None;
-            };
-            // SAFETY: it is moved out of the payload, which is overwritten without dropping it.
-            // (`take` would move the whole payload, through memory.)
-            unsafe {
-                let buf = std::ptr::read(buf);
-                std::ptr::write(payload, Payload::None);
-                Some(buf)
-            }
+        unsafe fn from_payload(payload: &mut Payload) -> Self {
+            // SAFETY: by contract it is one buffer, and nobody else moves it out.
+            unsafe { std::ptr::read(payload.buf()) }
         }
         #[inline]
         unsafe fn filled(&mut self) {
@@ -70,10 +69,10 @@ mod sealed {
         fn into_payload(self) -> Payload {
             Payload::List(self)
         }
-        fn from_payload(payload: &mut Payload) -> Option<Self> {
+        unsafe fn from_payload(payload: &mut Payload) -> Self {
             match take(payload) {
-                Payload::List(list) => Some(list),
-                _ => None,
+                Payload::List(list) => list,
+                _ => unreachable!("the memory that was given comes back"),
             }
         }
         unsafe fn filled(&mut self) {
@@ -89,10 +88,10 @@ mod sealed {
         fn into_payload(self) -> Payload {
             Payload::WithMetadata(self.0, self.1)
         }
-        fn from_payload(payload: &mut Payload) -> Option<Self> {
+        unsafe fn from_payload(payload: &mut Payload) -> Self {
             match take(payload) {
-                Payload::WithMetadata(buf, metadata) => Some((buf, metadata)),
-                _ => None,
+                Payload::WithMetadata(buf, metadata) => (buf, metadata),
+                _ => unreachable!("the memory that was given comes back"),
             }
         }
         unsafe fn filled(&mut self) {
@@ -129,7 +128,7 @@ impl<B: IoBuf> Read<B> {
     pub(super) fn new(slots: &IoSlots, buf: B, offset: u64) -> Self {
         let len = buf.bytes(true) as u64;
         Self {
-            op: io::prepare(slots, IoType::Read, offset, len, || buf.into_payload()),
+            op: io::prepare(slots, offset, len, || buf.into_payload()),
             buf: PhantomData,
         }
     }
@@ -144,18 +143,9 @@ impl<B: IoBuf> Write<B> {
     pub(super) fn new(slots: &IoSlots, buf: B, offset: u64) -> Self {
         let len = buf.bytes(false) as u64;
         Self {
-            op: io::prepare(slots, IoType::Write, offset, len, || buf.into_payload()),
+            op: io::prepare(slots, offset, len, || buf.into_payload()),
             buf: PhantomData,
         }
-    }
-}
-
-/// The memory comes back.
-#[inline(always)]
-pub(super) fn take<B: IoBuf>(payload: &mut Payload) -> B {
-    match B::from_payload(payload) {
-        Some(buf) => buf,
-        None => unreachable!("the memory that was given comes back"),
     }
 }
 
@@ -164,8 +154,14 @@ impl<B: IoBuf> Future for Read<B> {
 
     #[inline(always)] // in one with the code of the task, as a callback's in C
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        io::poll(&mut self.op, cx, IoType::Read, io::read_now, |result, payload| {
-            let mut buf: B = take(payload);
+        let submit = |channel: &_, kind, keep: &mut _, cb_arg| match B::ONE_BUFFER {
+            // SAFETY: `new` made the payload of a B.
+            true => unsafe { io::read_now(channel, keep, cb_arg) },
+            false => io::submit_now(channel, kind, keep, cb_arg),
+        };
+        io::poll(&mut self.op, cx, IoType::Read, submit, |result, payload| {
+            // SAFETY: `new` made the payload of a B; an operation yields once.
+            let mut buf = unsafe { B::from_payload(payload) };
             if result.is_ok() {
                 // SAFETY: the device has filled the whole capacity.
                 unsafe { buf.filled() };
@@ -180,12 +176,14 @@ impl<B: IoBuf> Future for Write<B> {
 
     #[inline(always)] // in one with the code of the task, as a callback's in C
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        io::poll(
-            &mut self.op,
-            cx,
-            IoType::Write,
-            io::write_now,
-            |result, payload| BufResult(result, take(payload)),
-        )
+        let submit = |channel: &_, kind, keep: &mut _, cb_arg| match B::ONE_BUFFER {
+            // SAFETY: `new` made the payload of a B.
+            true => unsafe { io::write_now(channel, keep, cb_arg) },
+            false => io::submit_now(channel, kind, keep, cb_arg),
+        };
+        io::poll(&mut self.op, cx, IoType::Write, submit, |result, payload| {
+            // SAFETY: `new` made the payload of a B; an operation yields once.
+            BufResult(result, unsafe { B::from_payload(payload) })
+        })
     }
 }

@@ -16,7 +16,7 @@ use spdk_sys::{spdk_bdev, spdk_bdev_desc, spdk_bdev_io};
 use super::Channel;
 use super::channel::ChannelInner;
 use super::done::{end_within_c, nvme_status, on_done_within_c};
-use super::io::{self, IoOp, Keep, Outcome, Payload};
+use super::io::{self, Failure, IoOp, Keep, Payload};
 use super::kind::IoType;
 use crate::op::slots::{self, Stage};
 use crate::{Error, ErrorKind, Result, guard};
@@ -71,7 +71,7 @@ impl Channel {
     #[doc(alias = "spdk_bdev_zcopy_start")]
     pub async unsafe fn zcopy(&self, offset: u64, len: u64, populate: bool) -> Result<Zcopy> {
         let payload = || Payload::Zcopy { populate, lent: None };
-        let mut loan = Loan(io::prepare(self.slots(), WHAT, offset, len, payload));
+        let mut loan = Loan(io::prepare(self.slots(), offset, len, payload));
         let io = std::future::poll_fn(|cx| loan.poll_started(cx)).await?;
         // SAFETY: the I/O has started, and was not ended: the loan does that. malloc and SPDK's
         // emulation, the only ones that are asked, lend the whole range in one piece.
@@ -193,7 +193,7 @@ impl Loan {
         }
         // SAFETY: the operation is pending, and the reference ends with that to this loan: before
         // anything is called that could end it. Only callbacks use the keep besides.
-        let (_, keep) = unsafe { slots::keep::<Rc<ChannelInner>, Outcome, Keep>(self.0.cb_arg()?) };
+        let (_, keep) = unsafe { slots::keep::<Rc<ChannelInner>, Failure, Keep>(self.0.cb_arg()?) };
         match &mut keep.payload {
             Payload::Zcopy { lent, .. } => Some(lent),
             _ => None,
@@ -231,7 +231,7 @@ impl Loan {
             // SAFETY: it was taken out just now, on its thread.
             unsafe { end_now(io, commit, cb_arg) };
         }
-        let submit = |_: &ChannelInner, _: &mut Keep, _| unreachable!("it was submitted before");
+        let submit = |_: &ChannelInner, _, _: &mut Keep, _| unreachable!("it was submitted before");
         std::future::poll_fn(|cx| io::poll(&mut self.0, cx, WHAT, submit, |result, _| result)).await
     }
 }
@@ -257,7 +257,7 @@ unsafe fn end_now(io: NonNull<spdk_bdev_io>, commit: bool, cb_arg: *mut c_void) 
         let rc = spdk_sys::spdk_bdev_zcopy_end(io.as_ptr(), commit, Some(on_done_within_c), cb_arg);
         if rc != 0 {
             spdk_sys::spdk_bdev_free_io(io.as_ptr());
-            end_within_c(cb_arg, Outcome::Refused(rc));
+            end_within_c(cb_arg, Err(Failure::Refused(rc)));
         }
     }
 }
@@ -273,7 +273,7 @@ pub(super) unsafe extern "C" fn on_started(bdev_io: *mut spdk_bdev_io, success: 
             if !success {
                 let status = nvme_status(bdev_io);
                 spdk_sys::spdk_bdev_free_io(bdev_io);
-                end_within_c(cb_arg, Outcome::Failed(status));
+                end_within_c(cb_arg, Err(Failure::Failed(status)));
                 return;
             }
             let thread = spdk_sys::spdk_get_thread();
@@ -295,16 +295,16 @@ unsafe extern "C" fn on_lent(bdev_io: *mut c_void) {
         // reference to it ends before anything else is called.
         unsafe {
             let cb_arg = io.as_ref().internal.caller_ctx;
-            if slots::is_orphaned::<Rc<ChannelInner>, Outcome, Keep>(cb_arg) {
+            if slots::is_orphaned::<Rc<ChannelInner>, Failure, Keep>(cb_arg) {
                 end_now(io, false, cb_arg);
                 return;
             }
             if let Payload::Zcopy { lent, .. } =
-                &mut slots::keep::<Rc<ChannelInner>, Outcome, Keep>(cb_arg).1.payload
+                &mut slots::keep::<Rc<ChannelInner>, Failure, Keep>(cb_arg).1.payload
             {
                 *lent = Some(io);
             }
-            slots::wake::<Rc<ChannelInner>, Outcome, Keep>(cb_arg);
+            slots::wake::<Rc<ChannelInner>, Failure, Keep>(cb_arg);
         }
     });
 }

@@ -39,6 +39,7 @@ pub struct DmaBuf(
     ManuallyDrop<Box<Memory>>,
 );
 
+#[repr(align(64))] // one cache line for each I/O
 struct Memory {
     ptr: NonNull<u8>,
     len: usize,

@@ -46,8 +46,7 @@ use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, yield_now};
 pub(crate) use bell::Bell;
 pub use join::{JoinError, JoinHandle};
 pub(crate) use join::{Sender, channel};
-use turn::TaskCell;
-pub(crate) use turn::{Turn, Waiter, user_code, user_code_within_c};
+pub(crate) use turn::{TaskRef, Turn, Waiter, user_code, user_code_within_c};
 
 /// A message to a thread: runs there once, unless the executor is closed first (then it is
 /// dropped there).
@@ -84,7 +83,7 @@ impl Inbox {
         })
     }
 
-    /// What tells its executor from others, see [`Waiter::of`].
+    /// What tells its executor from others, see [`Turn::of`].
     pub(crate) fn home(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }
@@ -192,7 +191,7 @@ impl Executor {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         let tracked = Tracked {
-            task: TaskCell::new(task, self.inbox.home()),
+            task: TaskRef::new(task, self.inbox.home()),
             _entry: Entry {
                 id,
                 active: Rc::clone(&self.active),
@@ -291,7 +290,7 @@ impl Drop for Entry {
 
 /// A task together with its entry; the task drops first.
 struct Tracked {
-    task: Rc<TaskCell>,
+    task: TaskRef,
     _entry: Entry,
 }
 

@@ -273,7 +273,7 @@ impl FakeIo {
             if self.done.take() {
                 return Poll::Ready(());
             }
-            *self.waiter.borrow_mut() = Some(Waiter::of(cx, Turn::of(home)));
+            *self.waiter.borrow_mut() = Some(Waiter::of(cx, Turn::of(cx, home)));
             Poll::Pending
         })
         .await;

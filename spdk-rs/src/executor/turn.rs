@@ -17,9 +17,10 @@
 //! device written in Rust ([`user_code_within_c`]).
 
 use std::cell::{Cell, OnceCell, RefCell, UnsafeCell};
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
 use std::pin::Pin;
-use std::ptr;
-use std::rc::Rc;
+use std::ptr::{self, NonNull};
 use std::task::{Context, Poll, Waker};
 
 /// What a task does when it is its turn; behind [`TaskCell`], without its type.
@@ -34,16 +35,99 @@ pub(crate) trait Body {
 
 /// A task's place on its thread. (The body is in a box of its own so that a pointer to this is one
 /// word, and what comes before the body is where the compiler knows it to be.)
+///
+/// It counts its own references: in an `Rc` the counter would lie on another cache line.
+#[repr(align(64))]
 pub(crate) struct TaskCell {
+    refs: Cell<usize>,
     body: UnsafeCell<Pin<Box<dyn Body>>>,
     /// Set at the first turn, which always comes by the queue.
     waker: OnceCell<Waker>,
     /// The address of its executor, to tell executors apart.
     home: usize,
-    ended: Cell<bool>,
+    life: Cell<Life>,
 }
 
-pub(crate) type TaskRef = Rc<TaskCell>;
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// It had no turn yet, so nobody can wait for an I/O.
+    New,
+    /// It has a waker.
+    Runs,
+    Ended,
+}
+
+const _: () = assert!(size_of::<TaskCell>() == 64);
+
+/// A reference to a task, which stays on its thread.
+pub(crate) struct TaskRef(NonNull<TaskCell>);
+
+static_assertions::assert_not_impl_any!(TaskRef: Send, Sync);
+
+impl TaskRef {
+    /// The only reference to a new task of the executor `home`.
+    pub(super) fn new(body: impl Body + 'static, home: usize) -> Self {
+        let task = Box::new(TaskCell {
+            refs: Cell::new(1),
+            body: UnsafeCell::new(Box::pin(body)),
+            waker: OnceCell::new(),
+            home,
+            life: Cell::new(Life::New),
+        });
+        Self(NonNull::from(Box::leak(task)))
+    }
+
+    /// One word for the reference, which [`from_raw`](Self::from_raw) makes one again.
+    #[inline(always)]
+    pub(crate) fn into_raw(self) -> *const () {
+        ManuallyDrop::new(self).0.as_ptr().cast()
+    }
+
+    /// # Safety
+    /// `raw` is from [`into_raw`](Self::into_raw), and used once.
+    #[inline(always)]
+    pub(crate) unsafe fn from_raw(raw: *const ()) -> Self {
+        // SAFETY: by contract it was that of a reference.
+        Self(unsafe { NonNull::new_unchecked(raw.cast_mut().cast()) })
+    }
+}
+
+impl Deref for TaskRef {
+    type Target = TaskCell;
+
+    #[inline(always)]
+    fn deref(&self) -> &TaskCell {
+        // SAFETY: the task is there as long as a reference is.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Clone for TaskRef {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        // It does not overflow: each of them takes up memory, or is one that was forgotten.
+        self.refs.set(self.refs.get() + 1);
+        Self(self.0)
+    }
+}
+
+impl Drop for TaskRef {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let left = self.refs.get() - 1;
+        self.refs.set(left);
+        if left == 0 {
+            free(self.0);
+        }
+    }
+}
+
+/// The last reference has gone.
+#[cold]
+fn free(task: NonNull<TaskCell>) {
+    // SAFETY: it came from a box, and nobody refers to it any more.
+    drop(unsafe { Box::from_raw(task.as_ptr()) });
+}
 
 /// What runs on a thread now.
 struct Now {
@@ -51,10 +135,10 @@ struct Now {
     busy: Cell<bool>,
     /// There are tasks in [`DUE`], a look at which costs more, since it has a destructor.
     has_due: Cell<bool>,
-    /// The task whose turn it is, or null.
-    task: Cell<*const TaskCell>,
-    /// The waker that its turn was given; of the turn before, if there is no task.
+    /// The waker of the task whose turn it is, or null.
     waker: Cell<*const Waker>,
+    /// That task; the one before it, if there is no waker.
+    task: Cell<*const TaskCell>,
 }
 
 thread_local! {
@@ -62,8 +146,8 @@ thread_local! {
         Now {
             busy: Cell::new(false),
             has_due: Cell::new(false),
-            task: Cell::new(ptr::null()),
             waker: Cell::new(ptr::null()),
+            task: Cell::new(ptr::null()),
         }
     };
     /// The tasks that run when the outermost [`user_code`] has returned.
@@ -127,49 +211,45 @@ fn run_due(at_once: bool) {
 }
 
 impl TaskCell {
-    pub(super) fn new(body: impl Body + 'static, home: usize) -> Rc<Self> {
-        Rc::new(Self {
-            body: UnsafeCell::new(Box::pin(body)),
-            waker: OnceCell::new(),
-            home,
-            ended: Cell::new(false),
-        })
-    }
-
     /// A turn that came by the run queue.
-    pub(super) fn queued_turn(self: &Rc<Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.ended.get() {
-            return Poll::Ready(());
+    pub(super) fn queued_turn(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.life.get() {
+            Life::Ended => return Poll::Ready(()),
+            Life::Runs => {}
+            Life::New => {
+                self.waker.get_or_init(|| cx.waker().clone());
+                self.life.set(Life::Runs);
+            }
         }
-        self.waker.get_or_init(|| cx.waker().clone());
         user_code(|| self.turn(true))
     }
 
     /// Drops the future. The task has no more turns.
     pub(super) fn close(&self) {
-        if !self.ended.replace(true) {
+        if self.life.replace(Life::Ended) != Life::Ended {
             // SAFETY: the task does not have its turn: it would hold its future, whose drop
             // leads here.
             unsafe { &mut *self.body.get() }.as_mut().close();
         }
     }
 
-    /// One turn. [`user_code`] has been entered, and whoever calls this holds the task.
+    /// One turn of a task that runs. [`user_code`] has been entered, and whoever calls this holds
+    /// the task.
     #[inline]
-    fn turn(self: &Rc<Self>, queued: bool) -> Poll<()> {
+    fn turn(&self, queued: bool) -> Poll<()> {
         /// Also on a panic.
         struct Over<'a>(&'a Now);
         impl Drop for Over<'_> {
             #[inline]
             fn drop(&mut self) {
-                self.0.task.set(ptr::null());
+                self.0.waker.set(ptr::null());
             }
         }
-        let Some(waker) = self.waker.get() else {
-            return Poll::Pending; // nobody can wait for an I/O before the first turn
-        };
+        debug_assert!(self.life.get() == Life::Runs);
+        // SAFETY: a task that runs has a waker.
+        let waker = unsafe { self.waker.get().unwrap_unchecked() };
         let poll = NOW.with(|now| {
-            now.task.set(Rc::as_ptr(self));
+            now.task.set(self);
             now.waker.set(waker);
             let _over = Over(now);
             // SAFETY: turns do not nest (user_code), so this is the only reference to the body.
@@ -177,15 +257,15 @@ impl TaskCell {
             body.as_mut().poll(&mut Context::from_waker(waker), queued)
         });
         if poll.is_ready() {
-            self.ended.set(true);
+            self.life.set(Life::Ended);
         }
         poll
     }
 
     /// A turn that an I/O brought. [`user_code`] has been entered.
     #[inline]
-    fn turn_by_io(self: &Rc<Self>) {
-        if !self.ended.get() && self.turn(false).is_ready() {
+    fn turn_by_io(&self) {
+        if self.life.get() == Life::Runs && self.turn(false).is_ready() {
             self.wake(); // the queue has to let go of it
         }
     }
@@ -197,25 +277,43 @@ impl TaskCell {
     }
 }
 
-/// The task that has its turn, if it is one of the executor `home`.
+/// A task that has its turn. It has it, and is there, as long as whoever asked is a part of it.
 #[derive(Clone, Copy)]
-pub(crate) struct Turn(*const TaskCell);
+pub(crate) struct Turn(NonNull<TaskCell>);
 
 impl Turn {
+    /// That of the task that polls with `cx`: the task itself, not something in it with a waker of
+    /// its own; and one of the executor `home`.
     #[inline(always)]
-    pub(crate) fn of(home: usize) -> Self {
-        let task = NOW.with(|now| now.task.get());
-        // SAFETY: the task has its turn, so it is there; whoever gave it the turn holds it.
-        if !task.is_null() && unsafe { (*task).home } == home {
-            return Self(task);
-        }
-        Self(ptr::null())
+    pub(crate) fn of(cx: &Context<'_>, home: usize) -> Option<Self> {
+        NOW.with(|now| {
+            if !ptr::eq(now.waker.get(), cx.waker()) {
+                return None;
+            }
+            // SAFETY: there is a waker, so the task has its turn: it is there, and whoever gave it
+            // the turn holds it.
+            let task = unsafe { NonNull::new_unchecked(now.task.get().cast_mut()) };
+            // SAFETY: as above.
+            if unsafe { task.as_ref() }.home != home {
+                return None;
+            }
+            Some(Self(task))
+        })
     }
 
-    /// Whether there is one: this is a thread of the executor then.
+    /// The task.
     #[inline(always)]
-    pub(crate) fn is_some(self) -> bool {
-        !self.0.is_null()
+    pub(crate) fn task(self) -> TaskRef {
+        // The caller is a part of the task: it is there, and whoever gave it the turn refers to it.
+        let given = ManuallyDrop::new(TaskRef(self.0));
+        TaskRef::clone(&given)
+    }
+
+    /// Whether any task of the executor `home` has its turn: then this is the executor's thread.
+    #[inline]
+    pub(crate) fn is_at(home: usize) -> bool {
+        // SAFETY: as in `of`.
+        NOW.with(|now| !now.waker.get().is_null() && unsafe { (*now.task.get()).home } == home)
     }
 }
 
@@ -226,19 +324,13 @@ pub(crate) enum Waiter {
 }
 
 impl Waiter {
-    /// Whoever polls now, for an I/O of an executor's that `turn` was asked for.
+    /// Whoever polls now, with `cx`; `turn` is its [`Turn::of`].
     #[inline(always)]
-    pub(crate) fn of(cx: &Context<'_>, turn: Turn) -> Self {
-        let task = turn.0;
-        if !task.is_null() && NOW.with(|now| ptr::eq(now.waker.get(), cx.waker())) {
-            // SAFETY: the task has its turn still: the caller is a part of it. So it is there;
-            // whoever gave it the turn holds the Rc that the pointer comes from (Rc::as_ptr).
-            return Self::Task(unsafe {
-                Rc::increment_strong_count(task);
-                Rc::from_raw(task)
-            });
+    pub(crate) fn of(cx: &Context<'_>, turn: Option<Turn>) -> Self {
+        match turn {
+            Some(turn) => Self::Task(turn.task()),
+            None => Self::Waker(cx.waker().clone()),
         }
-        Self::Waker(cx.waker().clone())
     }
 
     /// Wakes whoever it is; a task runs by the queue.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use super::Submitted;
-use super::slots::{Live, SlotOp, Slots, Stage, complete, is_orphaned, keep, set_waiting};
+use super::slots::{SlotOp, Slots, Stage, complete, is_orphaned, keep, set_waiting};
 use crate::executor::Waiter;
 
 /// Says when it is dropped.
@@ -59,25 +59,31 @@ impl Bench {
         op
     }
 
-    fn call_back(&self, value: i32) {
+    fn call_back(&self, result: Result<(), i32>) {
         let cb_arg = self.at_c.borrow_mut().remove(0);
         // SAFETY: the pointer comes from `pending`, and is called back once.
-        unsafe { complete::<(), _, Canary>(cb_arg, value, |()| (), Waiter::wake) };
+        unsafe { complete::<(), _, Canary>(cb_arg, result, |()| (), Waiter::wake) };
     }
 }
 
-fn poll(op: &mut Op) -> Poll<i32> {
+fn poll(op: &mut Op) -> Poll<Result<(), i32>> {
     poll_with(op, Waker::noop())
 }
 
-fn poll_with(op: &mut Op, waker: &Waker) -> Poll<i32> {
-    let Some(mut done) = op.live().done(&Context::from_waker(waker), Live::turn) else {
+fn poll_with(op: &mut Op, waker: &Waker) -> Poll<Result<(), i32>> {
+    let cx = Context::from_waker(waker);
+    let op = op.live();
+    if !op.has_ended() {
+        let turn = op.turn(&cx);
+        op.wait(&cx, turn);
         return Poll::Pending;
-    };
-    let (_, value, keep) = done.parts();
+    }
+    let mut done = op.done();
+    let (_, result, keep) = done.parts();
+    let result = result.map_err(|failure| *failure);
     // SAFETY: it is taken out once: it is not dropped with `done`.
     drop(unsafe { std::ptr::read(keep) });
-    Poll::Ready(*value)
+    Poll::Ready(result)
 }
 
 #[test]
@@ -89,9 +95,10 @@ fn completes_and_is_used_again() {
         places.push(bench.at_c.borrow()[0]);
         assert!(poll(&mut op).is_pending());
         assert_eq!(bench.dropped.get(), round);
-        bench.call_back(7);
+        let result = if round == 1 { Err(7) } else { Ok(()) };
+        bench.call_back(result);
         assert_eq!(bench.dropped.get(), round, "the future still has it");
-        assert_eq!(poll(&mut op), Poll::Ready(7));
+        assert_eq!(poll(&mut op), Poll::Ready(result));
         assert_eq!(bench.dropped.get(), round + 1);
     }
     assert!(places.iter().all(|place| *place == places[0]), "one slot for all");
@@ -121,10 +128,10 @@ fn dropped_while_pending() {
     // Its slot is not given out again meanwhile.
     let other = bench.pending();
     assert_ne!(bench.at_c.borrow()[1], cb_arg);
-    bench.call_back(1);
+    bench.call_back(Err(1));
     assert_eq!(bench.dropped.get(), 1);
     drop(other);
-    bench.call_back(2);
+    bench.call_back(Err(2));
     assert_eq!(bench.dropped.get(), 2);
 }
 
@@ -132,7 +139,7 @@ fn dropped_while_pending() {
 fn completed_but_never_taken() {
     let bench = Bench::new();
     let op = bench.pending();
-    bench.call_back(1);
+    bench.call_back(Err(1));
     assert_eq!(bench.dropped.get(), 0);
     drop(op);
     assert_eq!(bench.dropped.get(), 1);
@@ -143,7 +150,7 @@ fn refused() {
     let bench = Bench::new();
     let mut op = bench.prepare();
     op.live().submit(|(), _, _| Submitted::Failed(-12));
-    assert_eq!(poll(&mut op), Poll::Ready(-12));
+    assert_eq!(poll(&mut op), Poll::Ready(Err(-12)));
     assert_eq!(bench.dropped.get(), 1);
 }
 
@@ -154,10 +161,10 @@ fn completed_before_submit_returned() {
         let mut op = bench.prepare();
         op.live().submit(|(), _, cb_arg| {
             // SAFETY: called back once.
-            unsafe { complete::<(), _, Canary>(cb_arg, 5, |()| (), Waiter::wake) };
+            unsafe { complete::<(), _, Canary>(cb_arg, Err(5), |()| (), Waiter::wake) };
             report
         });
-        assert_eq!(poll(&mut op), Poll::Ready(5), "the callback's word stands");
+        assert_eq!(poll(&mut op), Poll::Ready(Err(5)), "the callback's word stands");
     }
     assert_eq!(bench.dropped.get(), 2);
 }
@@ -176,10 +183,10 @@ fn slots_outlive_their_handle() {
     drop(bench);
     for cb_arg in at_c.take() {
         // SAFETY: each is called back once.
-        unsafe { complete::<(), _, Canary>(cb_arg, 3, |()| (), Waiter::wake) };
+        unsafe { complete::<(), i32, Canary>(cb_arg, Ok(()), |()| (), Waiter::wake) };
     }
     assert_eq!(dropped.get(), 1);
-    assert_eq!(poll(&mut kept), Poll::Ready(3));
+    assert_eq!(poll(&mut kept), Poll::Ready(Ok(())));
     assert_eq!(dropped.get(), 2);
 }
 
@@ -192,10 +199,10 @@ fn as_many_as_wanted_at_a_time() {
     places.dedup();
     assert_eq!(places.len(), 1000);
     for value in 0..1000 {
-        bench.call_back(value);
+        bench.call_back(Err(value));
     }
     for (value, op) in (0..).zip(&mut ops) {
-        assert_eq!(poll(op), Poll::Ready(value));
+        assert_eq!(poll(op), Poll::Ready(Err(value)));
     }
 }
 
@@ -215,7 +222,7 @@ fn the_waker_is_the_last_one() {
         let waker = Waker::from(Arc::clone(count));
         assert!(poll_with(&mut op, &waker).is_pending());
     }
-    bench.call_back(0);
+    bench.call_back(Err(0));
     assert_eq!(counts.map(|count| count.0.load(Ordering::SeqCst)), [0, 1]);
 }
 
@@ -236,10 +243,10 @@ fn left_while_waiting() {
     assert_ne!(op.cb_arg(), Some(cb_arg));
     // SAFETY: C has its place in the queue still.
     assert!(unsafe { is_orphaned::<(), i32, Canary>(cb_arg) });
-    assert_eq!(poll(&mut op), Poll::Ready(-4));
+    assert_eq!(poll(&mut op), Poll::Ready(Err(-4)));
     assert_eq!((bench.dropped.get(), op.stage()), (1, Stage::Ended));
     assert!(op.cb_arg().is_none() && op.context().is_none());
-    bench.call_back(9);
+    bench.call_back(Err(9));
     assert_eq!(bench.dropped.get(), 2);
 }
 
@@ -254,13 +261,13 @@ fn dropped_while_waiting_or_begun_after_all() {
         if begun {
             // SAFETY: as above.
             unsafe { set_waiting::<(), i32, Canary>(cb_arg, false) };
-            bench.call_back(6);
-            assert_eq!(poll(&mut op), Poll::Ready(6));
+            bench.call_back(Err(6));
+            assert_eq!(poll(&mut op), Poll::Ready(Err(6)));
         } else {
             drop(op);
             // SAFETY: as above.
             assert!(unsafe { is_orphaned::<(), i32, Canary>(cb_arg) });
-            bench.call_back(6);
+            bench.call_back(Err(6));
         }
         assert_eq!(bench.dropped.get(), 1 + u32::from(begun));
     }

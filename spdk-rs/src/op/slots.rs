@@ -7,13 +7,14 @@
 //!
 //! A slot is *free*, or it belongs to an operation:
 //!
-//! | state | future | C | value | keep |
+//! | state | future | C | failure | keep |
 //! |---|---|---|---|---|
 //! | prepared | there | knows nothing of it | no | yes |
 //! | waiting | there | has it in a queue, no more | no | yes |
 //! | pending | there | works | no | yes |
 //! | orphaned | gone | works | no | yes |
-//! | completed | there | done | yes | yes |
+//! | succeeded | there | done | no | yes |
+//! | failed | there | done | yes | yes |
 //!
 //! Slots share a *context*: what all operations of a pool need. It and the memory of all slots stay
 //! until the last operation has ended, also when [`Slots`] is gone.
@@ -21,13 +22,13 @@
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Context;
+use std::task::{Context, Waker};
 
 use super::Submitted;
-use crate::executor::{Turn, Waiter};
+use crate::executor::{TaskRef, Turn, Waiter};
 use crate::sanitize;
 
 /// Slots made at a time.
@@ -60,24 +61,39 @@ enum State {
     Waiting,
     Pending,
     Orphaned,
-    Completed,
+    Succeeded,
+    Failed,
 }
 
-/// What an I/O touches comes first, on as few cache lines as can be.
+/// Who waits for an operation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    Nobody,
+    /// The task that `link` points to.
+    Task,
+    /// Whoever `waker` wakes.
+    Waker,
+}
+
+/// An operation that goes well and is awaited by a task touches the first cache line alone, if what
+/// it needs of the keep comes first there.
 #[repr(C, align(64))]
 struct Slot<C, T, K> {
     state: Cell<State>,
+    waits: Cell<Waits>,
     pool: NonNull<Pool<C, T, K>>,
-    next_free: Cell<Option<NonNull<Slot<C, T, K>>>>,
-    waiter: UnsafeCell<Option<Waiter>>,
-    value: UnsafeCell<MaybeUninit<T>>,
+    /// If it is free, the next free slot, or null. Else the task that waits, if one does.
+    link: Cell<*const ()>,
     keep: UnsafeCell<MaybeUninit<K>>,
+    failure: UnsafeCell<MaybeUninit<T>>,
+    waker: UnsafeCell<MaybeUninit<Waker>>,
 }
 
 type Chunk<C, T, K> = Box<[Slot<C, T, K>]>;
 
 struct Pool<C, T, K> {
-    free: Cell<Option<NonNull<Slot<C, T, K>>>>,
+    /// A free slot, or null.
+    free: Cell<*const Slot<C, T, K>>,
     at_c: Arc<AtomicUsize>,
     /// The executor of its thread, see [`Waiter::of`].
     home: usize,
@@ -105,18 +121,17 @@ impl<C, T, K> Pool<C, T, K> {
     unsafe fn prepare(this: NonNull<Self>, make: impl FnOnce() -> K) -> NonNull<Slot<C, T, K>> {
         // SAFETY: by contract.
         let pool = unsafe { this.as_ref() };
-        if pool.free.get().is_none() {
+        if pool.free.get().is_null() {
             pool.grow(this);
         }
-        let Some(at) = pool.free.get() else {
-            unreachable!("the pool has just grown")
-        };
+        // SAFETY: not null: the pool has grown if it was.
+        let at = unsafe { NonNull::new_unchecked(pool.free.get().cast_mut()) };
         // SAFETY: slots live as long as the pool.
         let slot = unsafe { at.as_ref() };
         slot.allow();
         // SAFETY: the slot is free, so nobody else knows it. (If `make` panics it stays so.)
         unsafe { (*slot.keep.get()).write(make()) };
-        pool.free.set(slot.next_free.get());
+        pool.free.set(slot.link.get().cast());
         slot.state.set(State::Prepared);
         at
     }
@@ -126,17 +141,17 @@ impl<C, T, K> Pool<C, T, K> {
         let chunk: Chunk<C, T, K> = (0..CHUNK)
             .map(|_| Slot {
                 state: Cell::new(State::Free),
-                next_free: Cell::new(None),
+                waits: Cell::new(Waits::Nobody),
                 pool: this,
-                waiter: UnsafeCell::new(None),
-                value: UnsafeCell::new(MaybeUninit::uninit()),
+                link: Cell::new(ptr::null()),
                 keep: UnsafeCell::new(MaybeUninit::uninit()),
+                failure: UnsafeCell::new(MaybeUninit::uninit()),
+                waker: UnsafeCell::new(MaybeUninit::uninit()),
             })
             .collect();
         for slot in &chunk {
             slot.forbid();
-            slot.next_free.set(self.free.get());
-            self.free.set(Some(NonNull::from(slot)));
+            slot.link.set(self.free.replace(slot).cast());
         }
         self.chunks.borrow_mut().push(chunk);
     }
@@ -180,7 +195,7 @@ impl<C, T, K> Slots<C, T, K> {
         drop(counters);
         HERE.with_borrow_mut(|counters| counters.push(Arc::clone(&at_c)));
         Self(NonNull::from(Box::leak(Box::new(Pool {
-            free: Cell::new(None),
+            free: Cell::new(ptr::null()),
             at_c,
             home,
             context,
@@ -210,10 +225,10 @@ impl<C, T, K> Drop for Slots<C, T, K> {
         let pool = unsafe { self.0.as_ref() };
         let mut left = pool.chunks.borrow().len() * CHUNK;
         let mut free = pool.free.get();
-        while let Some(slot) = free {
+        // SAFETY: slots live as long as the pool.
+        while let Some(slot) = unsafe { free.as_ref() } {
             left -= 1;
-            // SAFETY: slots live as long as the pool.
-            free = unsafe { slot.as_ref() }.next_free.get();
+            free = slot.link.get().cast();
         }
         pool.left.set(Some(left));
         if left == 0 {
@@ -224,67 +239,103 @@ impl<C, T, K> Drop for Slots<C, T, K> {
 }
 
 impl<C, T, K> Slot<C, T, K> {
-    /// Nobody may touch value and keep while the slot is free: the sanitizer is told.
+    /// Nobody may touch failure and keep while the slot is free: the sanitizer is told.
     #[inline(always)]
     fn forbid(&self) {
-        sanitize::forbid(self.value.get(), size_of::<T>());
+        sanitize::forbid(self.failure.get(), size_of::<T>());
         sanitize::forbid(self.keep.get(), size_of::<K>());
     }
 
     #[inline(always)]
     fn allow(&self) {
-        sanitize::allow(self.value.get(), size_of::<T>());
+        sanitize::allow(self.failure.get(), size_of::<T>());
         sanitize::allow(self.keep.get(), size_of::<K>());
     }
 
-    #[inline]
-    fn wait(&self, waiter: Waiter) {
-        // SAFETY: the reference ends before any code but this can run. (An old waiter's
-        // destructor could: that is why it runs last.)
-        let place = unsafe { &mut *self.waiter.get() };
-        // Most often there is none, which need not be read whole.
-        if place.is_some() {
-            let old = place.replace(waiter);
-            drop(old);
-            return;
+    /// Whoever polls with `cx`, and has this turn, waits from now on.
+    #[inline(always)]
+    fn wait(&self, cx: &Context<'_>, turn: Option<Turn>) {
+        match turn {
+            Some(turn) if self.waits.get() == Waits::Nobody => {
+                self.link.set(turn.task().into_raw());
+                self.waits.set(Waits::Task);
+            }
+            _ => self.wait_instead(Waiter::of(cx, turn)),
         }
-        // SAFETY: a valid place, with nothing in it that needs dropping.
-        unsafe { std::ptr::write(place, Some(waiter)) };
     }
 
-    #[inline]
+    /// As [`wait`](Self::wait), where somebody else may have waited before.
+    #[cold]
+    fn wait_instead(&self, waiter: Waiter) {
+        let old = self.take_waiter();
+        match waiter {
+            Waiter::Task(task) => {
+                self.link.set(task.into_raw());
+                self.waits.set(Waits::Task);
+            }
+            Waiter::Waker(waker) => {
+                // SAFETY: nothing is there, and nobody else uses it.
+                unsafe { (*self.waker.get()).write(waker) };
+                self.waits.set(Waits::Waker);
+            }
+        }
+        drop(old); // last, since its destructor may run anything
+    }
+
+    #[inline(always)]
     fn take_waiter(&self) -> Option<Waiter> {
-        // SAFETY: as in `wait`.
-        unsafe { &mut *self.waiter.get() }.take()
+        match self.waits.replace(Waits::Nobody) {
+            // SAFETY: `wait` has put it there, and it is taken out once.
+            Waits::Task => Some(Waiter::Task(unsafe { TaskRef::from_raw(self.link.get()) })),
+            Waits::Nobody => None,
+            // SAFETY: as above.
+            Waits::Waker => Some(Waiter::Waker(unsafe { (*self.waker.get()).assume_init_read() })),
+        }
     }
 
     /// C did not take it. If C has called back all the same, its word stands.
     #[cold]
-    fn refused(&self, value: T) {
+    fn refused(&self, failure: T) {
         if self.state.get() != State::Pending {
             return;
         }
         // SAFETY: a slot that is not free keeps its pool alive.
         unsafe { self.pool.as_ref() }.count(-1);
-        // SAFETY: pending: the value is not there yet, and C will not come.
-        unsafe { (*self.value.get()).write(value) };
-        self.state.set(State::Completed);
+        self.end(Err(failure));
+    }
+
+    /// It has ended: C will not come any more.
+    #[inline(always)]
+    fn end(&self, result: Result<(), T>) {
+        let state = match result {
+            Ok(()) => State::Succeeded,
+            Err(failure) => {
+                // SAFETY: it has not ended before, so no failure is there.
+                unsafe { (*self.failure.get()).write(failure) };
+                State::Failed
+            }
+        };
+        self.state.set(state);
     }
 
     /// Frees the slot. It may be gone after this.
     ///
     /// # Safety
-    /// C is done with it, and value and keep were dropped, or need not be.
+    /// C is done with it, nobody waits for it, and failure and keep were dropped, or need not be.
     #[inline(always)]
     unsafe fn release(at: NonNull<Self>) {
         // SAFETY: a slot that is not free keeps its pool alive.
         let slot = unsafe { at.as_ref() };
+        debug_assert!(
+            slot.waits.get() == Waits::Nobody,
+            "its place is the next slot's now"
+        );
         slot.state.set(State::Free);
         slot.forbid();
         let pool_at = slot.pool;
         // SAFETY: as above.
         let pool = unsafe { pool_at.as_ref() };
-        slot.next_free.set(pool.free.replace(Some(at)));
+        slot.link.set(pool.free.replace(at.as_ptr()).cast());
         if let Some(left) = pool.left.get() {
             pool.left.set(Some(left - 1));
             if left == 1 {
@@ -294,18 +345,18 @@ impl<C, T, K> Slot<C, T, K> {
         }
     }
 
-    /// Drops the keep, and the value if it is there, and frees the slot.
+    /// Drops the keep, and the failure if it is there, and frees the slot.
     ///
     /// # Safety
     /// The slot is not free; no future and no callback holds it any more.
     #[inline]
     unsafe fn discard(at: NonNull<Self>) {
-        // SAFETY: not free, so the slot is there, and the keep; the value if it has completed.
+        // SAFETY: not free, so the slot is there, and the keep; the failure if it has failed.
         // What their destructors do cannot reach the slot: it is not free yet.
         unsafe {
             let slot = at.as_ref();
-            if slot.state.get() == State::Completed {
-                (*slot.value.get()).assume_init_drop();
+            if slot.state.get() == State::Failed {
+                (*slot.failure.get()).assume_init_drop();
             }
             (*slot.keep.get()).assume_init_drop();
             Self::release(at);
@@ -313,7 +364,7 @@ impl<C, T, K> Slot<C, T, K> {
     }
 }
 
-/// Completes an operation: see [`super::complete`]. Tells `ended` first, when C is not counted to
+/// Ends an operation: see [`super::complete`]. Tells `ended` first, when C is not counted to
 /// have it any more; then `wake` whoever waits for it: [`Waiter::wake`], which may run the task, or
 /// [`Waiter::wake_later`].
 ///
@@ -324,7 +375,7 @@ impl<C, T, K> Slot<C, T, K> {
 #[inline(always)]
 pub(crate) unsafe fn complete<C, T, K>(
     cb_arg: *mut c_void,
-    value: T,
+    result: Result<(), T>,
     ended: impl FnOnce(&C),
     wake: impl FnOnce(Waiter),
 ) {
@@ -337,16 +388,14 @@ pub(crate) unsafe fn complete<C, T, K>(
     pool.count(-1);
     ended(&pool.context);
     if slot.state.get() == State::Pending {
-        // SAFETY: pending: the value is not there yet.
-        unsafe { (*slot.value.get()).write(value) };
-        slot.state.set(State::Completed);
+        slot.end(result);
         // The slot may be gone when this returns.
         if let Some(waiter) = slot.take_waiter() {
             wake(waiter);
         }
     } else {
         debug_assert!(slot.state.get() == State::Orphaned, "an operation completes once");
-        drop(value);
+        drop(result);
         // SAFETY: orphaned: not free, no future; and C has just ended.
         unsafe { Slot::discard(at) };
     }
@@ -427,7 +476,7 @@ impl<C, T, K> SlotOp<C, T, K> {
             State::Prepared => Stage::Prepared,
             State::Waiting => Stage::Waiting,
             State::Pending => Stage::Pending,
-            State::Completed => Stage::Ended,
+            State::Succeeded | State::Failed => Stage::Ended,
             State::Free | State::Orphaned => unreachable!("the future is still here"),
         }
     }
@@ -457,8 +506,8 @@ impl<C, T, K> SlotOp<C, T, K> {
     }
 
     /// Lets go of a waiting operation, which C will find orphaned when its turn comes, and goes on
-    /// as one that has completed with `value`, and with a keep that `make` makes of the old one.
-    pub(crate) fn leave(&mut self, value: T, make: impl FnOnce(&mut K) -> K) {
+    /// as one that has failed, with a keep that `make` makes of the old one.
+    pub(crate) fn leave(&mut self, failure: T, make: impl FnOnce(&mut K) -> K) {
         assert!(self.stage() == Stage::Waiting, "C has not begun");
         let Some(left) = self.0 else { return };
         // SAFETY: the slot is not free while its future holds it; the keep is there, and C uses
@@ -468,11 +517,8 @@ impl<C, T, K> SlotOp<C, T, K> {
             return;
         };
         if let Some(at) = other.0 {
-            // SAFETY: prepared just now, so it is there; the value is not, and nobody else knows it.
-            unsafe {
-                (*at.as_ref().value.get()).write(value);
-                at.as_ref().state.set(State::Completed);
-            }
+            // SAFETY: prepared just now, so it is there.
+            unsafe { at.as_ref() }.end(Err(failure));
         }
         // The waiter goes along: whoever polls this future from afar has to hear of it.
         let waiter = slot.take_waiter();
@@ -503,21 +549,21 @@ impl<'a, C, T, K> Live<'a, C, T, K> {
         unsafe { self.slot().pool.as_ref() }
     }
 
-    /// The turn of a task on the thread of the operation, if it is one's turn.
+    /// The turn of the task that polls with `cx`: see [`Turn::of`].
     #[inline(always)]
-    pub(crate) fn turn(&self) -> Turn {
-        Turn::of(self.pool().home)
+    pub(crate) fn turn(&self, cx: &Context<'_>) -> Option<Turn> {
+        Turn::of(cx, self.pool().home)
     }
 
-    /// The turn of now, context and keep, if the operation was not submitted yet.
+    /// Context and keep, if the operation was not submitted yet.
     #[inline(always)]
-    pub(crate) fn prepared(&mut self) -> Option<(Turn, &C, &mut K)> {
+    pub(crate) fn prepared(&self) -> Option<(&C, &K)> {
         if self.slot().state.get() != State::Prepared {
             return None;
         }
         // SAFETY: prepared: the keep is there, and nobody but this future knows it.
-        let keep = unsafe { (*self.slot().keep.get()).assume_init_mut() };
-        Some((self.turn(), &self.pool().context, keep))
+        let keep = unsafe { (*self.slot().keep.get()).assume_init_ref() };
+        Some((&self.pool().context, keep))
     }
 
     /// Hands a prepared operation to C; see [`super::start`].
@@ -529,41 +575,59 @@ impl<'a, C, T, K> Live<'a, C, T, K> {
         slot.state.set(State::Pending);
         // SAFETY: the keep is there, and C does not know it yet.
         let keep = unsafe { (*slot.keep.get()).assume_init_mut() };
-        if let Submitted::Failed(value) = submit(&self.pool().context, keep, self.at.as_ptr().cast()) {
-            slot.refused(value);
+        if let Submitted::Failed(failure) = submit(&self.pool().context, keep, self.at.as_ptr().cast()) {
+            slot.refused(failure);
         }
     }
 
-    /// The operation, if it has completed; else whoever polls now is woken when it has. `turn` is
-    /// that of now.
+    /// Whoever polls with `cx`, and has this turn, is woken when the operation ends.
     #[inline(always)]
-    pub(crate) fn done(
-        self,
-        cx: &Context<'_>,
-        turn: impl FnOnce(&Self) -> Turn,
-    ) -> Option<Done<'a, C, T, K>> {
-        if self.slot().state.get() != State::Completed {
-            self.slot().wait(Waiter::of(cx, turn(&self)));
-            return None;
-        }
-        Some(Done(self))
+    pub(crate) fn wait(self, cx: &Context<'_>, turn: Option<Turn>) {
+        self.slot().wait(cx, turn);
+    }
+
+    /// Whether the operation has ended.
+    #[inline(always)]
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.slot().state.get(), State::Succeeded | State::Failed)
+    }
+
+    /// An operation that has ended.
+    ///
+    /// # Panics
+    /// If it has not.
+    #[inline(always)]
+    pub(crate) fn done(self) -> Done<'a, C, T, K> {
+        let failed = match self.slot().state.get() {
+            State::Succeeded => false,
+            State::Failed => true,
+            _ => panic!("the operation has not ended"),
+        };
+        Done { op: self, failed }
     }
 }
 
-/// An operation that has completed. Dropping this frees its slot.
-pub(crate) struct Done<'a, C, T, K>(Live<'a, C, T, K>);
+/// An operation that has ended. Dropping this frees its slot.
+pub(crate) struct Done<'a, C, T, K> {
+    op: Live<'a, C, T, K>,
+    failed: bool,
+}
 
 impl<C, T, K> Done<'_, C, T, K> {
-    /// Context, value and keep. Whatever of the two needs to be dropped is to be taken out: they
+    /// Context, result and keep. Whatever of the two needs to be dropped is to be taken out: they
     /// are not dropped with this.
     #[inline(always)]
-    pub(crate) fn parts(&mut self) -> (&C, &mut T, &mut K) {
-        let slot = self.0.slot();
-        // SAFETY: completed: value and keep are there, and only this future knows them.
+    pub(crate) fn parts(&mut self) -> (&C, Result<(), &mut T>, &mut K) {
+        let slot = self.op.slot();
+        // SAFETY: it has ended: the keep is there, and the failure if it has failed; only this
+        // future knows them.
         unsafe {
-            let value = (*slot.value.get()).assume_init_mut();
+            let result = match self.failed {
+                false => Ok(()),
+                true => Err((*slot.failure.get()).assume_init_mut()),
+            };
             let keep = (*slot.keep.get()).assume_init_mut();
-            (&self.0.pool().context, value, keep)
+            (&self.op.pool().context, result, keep)
         }
     }
 }
@@ -571,9 +635,10 @@ impl<C, T, K> Done<'_, C, T, K> {
 impl<C, T, K> Drop for Done<'_, C, T, K> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.0.op.0 = None;
-        // SAFETY: C is done with it, and the future has let go with the line before.
-        unsafe { Slot::release(self.0.at) };
+        self.op.op.0 = None;
+        // SAFETY: C is done with it, and has woken whoever waited; the future has let go with the
+        // line before.
+        unsafe { Slot::release(self.op.at) };
     }
 }
 

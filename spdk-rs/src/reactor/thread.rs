@@ -396,7 +396,7 @@ impl Owner {
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
         // The one does for tasks what the other asks C.
-        Turn::of(self.home()).is_some() || self.0.is_current()
+        Turn::is_at(self.home()) || self.0.is_current()
     }
 
     /// Refuses `what` on any other thread.
