@@ -32,10 +32,7 @@ pub(super) struct Header {
     thread: *mut spdk_thread,
     /// Wakes that thread's core, where it may sleep.
     bell: Option<Arc<Bell>>,
-    /// Code of the device is on the stack.
-    busy: Cell<bool>,
-    /// Code of the device has panicked: it is given no more I/O.
-    broken: Cell<bool>,
+    door: Cell<Door>,
     /// I/O that the device has.
     in_flight: Cell<usize>,
     /// What the poller is to do, and the same with nothing in it, for its memory.
@@ -44,6 +41,16 @@ pub(super) struct Header {
     poller: Cell<*mut spdk_poller>,
     /// Gives the device an I/O: [`State::give`], without its type.
     give: unsafe fn(NonNull<Header>, NonNull<spdk_bdev_io>),
+}
+
+/// Whether the device can be given I/O.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Door {
+    Open,
+    /// Its code is on the stack.
+    Busy,
+    /// Its code has panicked: it is given no more.
+    Shut,
 }
 
 impl Header {
@@ -60,7 +67,7 @@ impl Header {
 type Later = (NonNull<spdk_bdev_io>, Ending);
 
 thread_local! {
-    /// The channel whose device's code is on top of the stack. (`busy` tells of those beneath.)
+    /// The channel whose device's code is on top of the stack. (Its `door` tells of those beneath.)
     static ON_TOP: Cell<*const Header> = const { Cell::new(std::ptr::null()) };
 }
 
@@ -90,6 +97,11 @@ unsafe fn context(channel: *mut spdk_io_channel) -> *mut *mut c_void {
     unsafe { channel.byte_add(spdk_sys::SHIM_IO_CHANNEL_SIZE as usize).cast() }
 }
 
+/// How an I/O comes to a device. Each way is compiled by itself, which is what it takes to have the
+/// one that most of them come by all in one function.
+const SUBMITTED: u8 = 0;
+const OTHER: u8 = 1;
+
 impl<D: BlockDevice> State<D> {
     /// # Safety
     /// `channel` is one of a `D`, and alive.
@@ -106,19 +118,18 @@ impl<D: BlockDevice> State<D> {
     #[inline(always)] // it is called in two places, one of which must be quick
     unsafe fn enter(this: NonNull<Self>, body: impl FnOnce(&D, &mut D::Channel)) {
         /// Also on a panic, and before anything else gets to run.
-        struct Leave<'a>(&'a Header, *const Header);
+        struct Leave<'a>(&'a Header, Door, *const Header);
         impl Drop for Leave<'_> {
             #[inline]
             fn drop(&mut self) {
-                self.0.busy.set(false);
-                ON_TOP.set(self.1);
+                self.0.door.set(self.1);
+                ON_TOP.set(self.2);
             }
         }
         // SAFETY: the state is alive (contract), and this is its thread.
         let header = unsafe { &(*this.as_ptr()).header };
         let entered = || {
-            header.busy.set(true);
-            let _leave = Leave(header, ON_TOP.replace(header));
+            let _leave = Leave(header, header.door.replace(Door::Busy), ON_TOP.replace(header));
             // SAFETY: the disk outlives its channels. Nobody else has a reference to the channel:
             // one is made here alone, while the channel is busy, and not twice.
             let (device, channel) = unsafe {
@@ -133,7 +144,7 @@ impl<D: BlockDevice> State<D> {
             true
         });
         if !fine {
-            header.broken.set(true);
+            header.door.set(Door::Shut);
         }
     }
 
@@ -142,17 +153,18 @@ impl<D: BlockDevice> State<D> {
     /// # Safety
     /// On the channel's thread; the state is alive. The I/O is ready, and was given to no other.
     #[inline(always)] // so that an I/O comes by as few calls as it can
-    unsafe fn deliver(this: NonNull<Self>, raw: NonNull<spdk_bdev_io>) {
+    unsafe fn deliver<const WAY: u8>(this: NonNull<Self>, raw: NonNull<spdk_bdev_io>) {
         // SAFETY: as the contract says. The header is the first member of the state.
         unsafe {
             let header = &(*this.as_ptr()).header;
-            if header.busy.get() {
+            let door = header.door.get();
+            if door == Door::Busy {
                 header.do_later((raw, Ending::NONE));
                 return;
             }
             header.in_flight.set(header.in_flight.get() + 1);
             let io = Io::new(raw, this.cast());
-            if header.broken.get() {
+            if door == Door::Shut {
                 drop(io); // which fails it
                 return;
             }
@@ -163,7 +175,7 @@ impl<D: BlockDevice> State<D> {
     /// [`State::deliver`] for [`Header::give`].
     unsafe fn give(header: NonNull<Header>, raw: NonNull<spdk_bdev_io>) {
         // SAFETY: the header of a state of this type, which has put this function into it.
-        unsafe { Self::deliver(header.cast(), raw) };
+        unsafe { Self::deliver::<OTHER>(header.cast(), raw) };
     }
 }
 
@@ -225,8 +237,7 @@ unsafe fn make<D: BlockDevice>(disk: NonNull<Disk<D>>) -> Result<*mut State<D>> 
             // SAFETY: reads a thread-local variable.
             thread: unsafe { spdk_sys::spdk_get_thread() },
             bell: reactor::bell(),
-            busy: Cell::new(false),
-            broken: Cell::new(false),
+            door: Cell::new(Door::Open),
             in_flight: Cell::new(0),
             later: UnsafeCell::default(),
             spare: Cell::default(),
@@ -281,7 +292,7 @@ pub(super) unsafe extern "C" fn submit_request<D: BlockDevice>(
         let raw = NonNull::new_unchecked(bdev_io);
         let (kinds, alignment) = ((*state.as_ptr()).kinds, (*state.as_ptr()).alignment);
         match io::ready(raw, kinds, alignment) {
-            Ready::Now => State::deliver(state, raw),
+            Ready::Now => State::deliver::<SUBMITTED>(state, raw),
             Ready::NeedsBuf(len) => spdk_sys::spdk_bdev_io_get_buf(bdev_io, Some(on_buf::<D>), len),
             Ready::Never => complete_nvme(raw, INVALID_OPCODE),
         }
@@ -297,7 +308,7 @@ unsafe extern "C" fn on_buf<D: BlockDevice>(
     // SAFETY: as in `submit_request`, which asked for it.
     unsafe {
         if success {
-            State::<D>::deliver(State::of(channel), NonNull::new_unchecked(bdev_io));
+            State::<D>::give(State::<D>::of(channel).cast(), NonNull::new_unchecked(bdev_io));
         } else {
             spdk_sys::spdk_bdev_io_complete(bdev_io, spdk_sys::SPDK_BDEV_IO_STATUS_FAILED);
         }
@@ -330,7 +341,7 @@ pub(super) unsafe fn end(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, en
                 end_there(raw, header, ending);
                 return;
             }
-            if !(*channel).busy.get() {
+            if (*channel).door.get() != Door::Busy {
                 finish(raw, header, ending);
                 return;
             }
