@@ -92,12 +92,12 @@ impl Job {
         (self.first + place) * self.plan.size
     }
 
-    /// One I/O after the other, until the end. (The clock takes as long as an I/O of a null device:
-    /// where nobody asks for latencies, not even that is asked.)
-    async fn reads_and_writes<const MEASURED: bool>(self: Rc<Self>, mut buf: DmaBuf) -> spdk_rs::Result<()> {
+    /// One I/O after the other, until the end. `B` is an `Instant` or, where nobody asks for
+    /// latencies, nothing: the clock takes as long as an I/O of a null device.
+    async fn reads_and_writes<B: Begun>(self: Rc<Self>, mut buf: DmaBuf) -> spdk_rs::Result<()> {
         while !self.stop.get() {
             let (offset, read) = self.next();
-            let begun = MEASURED.then(Instant::now);
+            let begun = B::now();
             let (result, back) = match read {
                 true => self.channel.read(buf, offset).await.into_parts(),
                 false => self.channel.write(buf, offset).await.into_parts(),
@@ -112,7 +112,7 @@ impl Job {
     async fn others(&self) -> spdk_rs::Result<()> {
         while !self.stop.get() {
             let (offset, _) = self.next();
-            let begun = self.latency.as_ref().map(|_| Instant::now());
+            let begun = Instant::now();
             let result = match self.plan.kind {
                 Kind::Unmap => self.channel.unmap(offset, self.plan.size).await,
                 Kind::WriteZeroes => self.channel.write_zeroes(offset, self.plan.size).await,
@@ -124,7 +124,7 @@ impl Job {
     }
 
     #[inline(always)] // in the path of each I/O
-    fn count(&self, result: spdk_rs::Result<()>, begun: Option<Instant>) -> spdk_rs::Result<()> {
+    fn count(&self, result: spdk_rs::Result<()>, begun: impl Begun) -> spdk_rs::Result<()> {
         if let Err(error) = result {
             if !self.plan.go_on {
                 self.stop.set(true);
@@ -134,10 +134,7 @@ impl Job {
             return Ok(());
         }
         self.done.set(self.done.get() + 1);
-        if let (Some(latency), Some(begun)) = (&self.latency, begun) {
-            let nanos = begun.elapsed().as_nanos() as u64;
-            latency.borrow_mut().saturating_record(nanos);
-        }
+        begun.record(self.latency.as_ref());
         Ok(())
     }
 
@@ -166,6 +163,29 @@ impl Job {
             println!("{}", line(self.channel.name(), rate, self.plan.size));
         }
         Ok(())
+    }
+}
+
+/// When an I/O began, if that is measured.
+trait Begun {
+    fn now() -> Self;
+    fn record(self, latency: Option<&RefCell<Histogram<u64>>>);
+}
+
+impl Begun for () {
+    fn now() -> Self {}
+    fn record(self, _: Option<&RefCell<Histogram<u64>>>) {}
+}
+
+impl Begun for Instant {
+    fn now() -> Self {
+        Self::now()
+    }
+    fn record(self, latency: Option<&RefCell<Histogram<u64>>>) {
+        if let Some(latency) = latency {
+            let nanos = self.elapsed().as_nanos() as u64;
+            latency.borrow_mut().saturating_record(nanos);
+        }
     }
 }
 
@@ -211,8 +231,8 @@ pub async fn run(plan: Plan) -> Result<Outcome> {
             Kind::ReadWrite | Kind::Reset => {
                 let buf = DmaBuf::zeroed(own.plan.size as usize)?;
                 match own.plan.latency {
-                    true => spawn(own.reads_and_writes::<true>(buf)),
-                    false => spawn(own.reads_and_writes::<false>(buf)),
+                    true => spawn(own.reads_and_writes::<Instant>(buf)),
+                    false => spawn(own.reads_and_writes::<()>(buf)),
                 }
             }
             _ => spawn(async move { own.others().await }),
