@@ -13,7 +13,6 @@ use super::io::{self, IoSlots, Payload};
 use super::kind::{IoType, Kinds};
 use super::transfer::{Read, Write};
 use crate::buf::{DmaBuf, DmaBufList};
-use crate::executor::Turn;
 use crate::{Error, ErrorKind, Result};
 
 /// What a [`Channel`] and its I/O share.
@@ -63,15 +62,12 @@ impl ChannelInner {
         self.raw.get()
     }
 
-    /// Whether SPDK can be asked: what it cannot find out itself. (What it refuses is explained
-    /// by [`Self::check`].)
+    /// Whether SPDK can be asked, on the channel's thread: what it cannot find out itself. (What it
+    /// refuses is explained by [`Self::check`].)
     #[inline(always)]
-    pub(super) fn is_fine(&self, kind: IoType, offset: u64, len: u64, turn: Option<Turn>) -> bool {
+    pub(super) fn is_fine(&self, kind: IoType, offset: u64, len: u64) -> bool {
         let descriptor = &self.descriptor;
-        len != 0
-            && descriptor.is_aligned(offset | len)
-            && self.allowed.get().contains(kind as u32)
-            && (turn.is_some() || descriptor.owner().is_current())
+        len != 0 && descriptor.is_aligned(offset | len) && self.allowed.get().contains(kind as u32)
     }
 
     /// Everything that can be known to fail without asking the device.

@@ -21,7 +21,7 @@ use super::nvme_command::{self, NvmeIo};
 use super::zcopy;
 use crate::buf::{DmaBuf, DmaBufList};
 use crate::op::Submitted;
-use crate::op::slots::{self, SlotOp, Slots};
+use crate::op::slots::{self, At, SlotOp, Slots};
 use crate::{Error, ErrorKind, NvmeStatus, Result, guard};
 
 /// The memory of an I/O.
@@ -69,6 +69,9 @@ pub(super) type IoSlots = Slots<Rc<ChannelInner>, Failure, Keep>;
 
 /// An I/O, from its preparation to its end.
 pub(super) type IoOp = SlotOp<Rc<ChannelInner>, Failure, Keep>;
+
+/// By value, so that it stays in a register.
+type IoAt<'a> = At<'a, Rc<ChannelInner>, Failure, Keep>;
 
 /// What is to be done, and all that SPDK uses while it works.
 #[repr(C)] // what waits comes last
@@ -195,23 +198,24 @@ pub(super) fn poll<R>(
     submit: impl FnOnce(&ChannelInner, IoType, &mut Keep, *mut c_void) -> i32,
     finish: impl FnOnce(Result<()>, &mut Payload) -> R,
 ) -> Poll<R> {
-    let mut op = op.live();
-    if !op.has_ended() {
-        let turn = op.turn(cx);
-        if let Some((channel, keep)) = op.prepared() {
-            if channel.is_fine(kind, keep.offset, keep.len, turn) {
-                op.submit(
-                    |channel, keep, cb_arg| match submit(channel, kind, keep, cb_arg) {
+    let op = op.live();
+    let at = op.at();
+    if !at.has_succeeded() {
+        // The short way: a task submits, and waits.
+        if let Some((channel, keep)) = at.prepared() {
+            if let Some(turn) = at.turn(cx) {
+                if channel.is_fine(kind, keep.offset, keep.len) {
+                    at.submit(|_, keep, cb_arg| match submit(channel, kind, keep, cb_arg) {
                         0 => Submitted::Pending,
                         rc => not_taken(channel, kind, keep, cb_arg, rc),
-                    },
-                );
-            } else {
-                op.submit(|channel, keep, cb_arg| check(channel, kind, keep, cb_arg));
+                    });
+                    if at.is_awaited_by(turn) {
+                        return Poll::Pending;
+                    }
+                }
             }
         }
-        if !op.has_ended() {
-            op.wait(cx, turn);
+        if !poll_otherwise(at, cx, kind) {
             return Poll::Pending;
         }
     }
@@ -223,8 +227,19 @@ pub(super) fn poll<R>(
     Poll::Ready(finished)
 }
 
-/// The long way: what is wrong with it, if anything.
+/// The long way of [`poll`], for whoever polls. Answers whether the I/O has ended.
 #[cold]
+fn poll_otherwise(at: IoAt<'_>, cx: &Context<'_>, kind: IoType) -> bool {
+    if at.prepared().is_some() {
+        at.submit(|channel, keep, cb_arg| check(channel, kind, keep, cb_arg));
+    }
+    if !at.has_ended() {
+        at.wait(cx, at.turn(cx));
+    }
+    at.has_ended()
+}
+
+/// What is wrong with an I/O is found out before it is submitted, if anything is.
 fn check(channel: &ChannelInner, kind: IoType, keep: &mut Keep, cb_arg: *mut c_void) -> Submitted<Failure> {
     match keep.problem(channel, kind) {
         Ok(()) => submit(channel, kind, keep, cb_arg),

@@ -273,7 +273,10 @@ impl FakeIo {
             if self.done.take() {
                 return Poll::Ready(());
             }
-            *self.waiter.borrow_mut() = Some(Waiter::of(cx, Turn::of(cx, home)));
+            *self.waiter.borrow_mut() = Some(match Turn::of(cx, home) {
+                Some(turn) => Waiter::Task(turn.task()),
+                None => Waiter::Waker(cx.waker().clone()),
+            });
             Poll::Pending
         })
         .await;

@@ -324,15 +324,6 @@ pub(crate) enum Waiter {
 }
 
 impl Waiter {
-    /// Whoever polls now, with `cx`; `turn` is its [`Turn::of`].
-    #[inline(always)]
-    pub(crate) fn of(cx: &Context<'_>, turn: Option<Turn>) -> Self {
-        match turn {
-            Some(turn) => Self::Task(turn.task()),
-            None => Self::Waker(cx.waker().clone()),
-        }
-    }
-
     /// Wakes whoever it is; a task runs by the queue.
     #[cold]
     pub(crate) fn wake_later(self) {

@@ -52,7 +52,7 @@ impl Bench {
 
     fn pending(&self) -> Op {
         let mut op = self.prepare();
-        op.live().submit(|(), _, cb_arg| {
+        op.live().at().submit(|(), _, cb_arg| {
             self.at_c.borrow_mut().push(cb_arg);
             Submitted::Pending
         });
@@ -73,9 +73,9 @@ fn poll(op: &mut Op) -> Poll<Result<(), i32>> {
 fn poll_with(op: &mut Op, waker: &Waker) -> Poll<Result<(), i32>> {
     let cx = Context::from_waker(waker);
     let op = op.live();
-    if !op.has_ended() {
-        let turn = op.turn(&cx);
-        op.wait(&cx, turn);
+    let at = op.at();
+    if !at.has_ended() {
+        at.wait(&cx, at.turn(&cx));
         return Poll::Pending;
     }
     let mut done = op.done();
@@ -149,7 +149,7 @@ fn completed_but_never_taken() {
 fn refused() {
     let bench = Bench::new();
     let mut op = bench.prepare();
-    op.live().submit(|(), _, _| Submitted::Failed(-12));
+    op.live().at().submit(|(), _, _| Submitted::Failed(-12));
     assert_eq!(poll(&mut op), Poll::Ready(Err(-12)));
     assert_eq!(bench.dropped.get(), 1);
 }
@@ -159,7 +159,7 @@ fn completed_before_submit_returned() {
     let bench = Bench::new();
     for report in [Submitted::Pending, Submitted::Failed(-1)] {
         let mut op = bench.prepare();
-        op.live().submit(|(), _, cb_arg| {
+        op.live().at().submit(|(), _, cb_arg| {
             // SAFETY: called back once.
             unsafe { complete::<(), _, Canary>(cb_arg, Err(5), |()| (), Waiter::wake) };
             report

@@ -11,7 +11,7 @@
 //! |---|---|---|---|---|
 //! | prepared | there | knows nothing of it | no | yes |
 //! | waiting | there | has it in a queue, no more | no | yes |
-//! | pending | there | works | no | yes |
+//! | pending, awaited, watched | there | works | no | yes |
 //! | orphaned | gone | works | no | yes |
 //! | succeeded | there | done | no | yes |
 //! | failed | there | done | yes | yes |
@@ -21,6 +21,7 @@
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::ffi::c_void;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -58,21 +59,17 @@ pub(super) fn outstanding() -> usize {
 enum State {
     Free,
     Prepared,
+    /// Whoever waits for the operation is in `waker`.
     Waiting,
+    /// Nobody waits for it.
     Pending,
+    /// Pending, and the task that `link` points to waits for it.
+    Awaited,
+    /// Pending, and whoever is in `waker` waits for it.
+    Watched,
     Orphaned,
     Succeeded,
     Failed,
-}
-
-/// Who waits for an operation.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Waits {
-    Nobody,
-    /// The task that `link` points to.
-    Task,
-    /// Whoever `waker` wakes.
-    Waker,
 }
 
 /// An operation that goes well and is awaited by a task touches the first cache line alone, if what
@@ -80,13 +77,12 @@ enum Waits {
 #[repr(C, align(64))]
 struct Slot<C, T, K> {
     state: Cell<State>,
-    waits: Cell<Waits>,
     pool: NonNull<Pool<C, T, K>>,
     /// If it is free, the next free slot, or null. Else the task that waits, if one does.
     link: Cell<*const ()>,
     keep: UnsafeCell<MaybeUninit<K>>,
     failure: UnsafeCell<MaybeUninit<T>>,
-    waker: UnsafeCell<MaybeUninit<Waker>>,
+    waker: UnsafeCell<Option<Waker>>,
 }
 
 type Chunk<C, T, K> = Box<[Slot<C, T, K>]>;
@@ -95,7 +91,7 @@ struct Pool<C, T, K> {
     /// A free slot, or null.
     free: Cell<*const Slot<C, T, K>>,
     at_c: Arc<AtomicUsize>,
-    /// The executor of its thread, see [`Waiter::of`].
+    /// The executor of its thread, see [`Turn::of`].
     home: usize,
     context: C,
     /// Once the [`Slots`] is gone, the slots that are not free: the last operation frees the pool.
@@ -141,12 +137,11 @@ impl<C, T, K> Pool<C, T, K> {
         let chunk: Chunk<C, T, K> = (0..CHUNK)
             .map(|_| Slot {
                 state: Cell::new(State::Free),
-                waits: Cell::new(Waits::Nobody),
                 pool: this,
                 link: Cell::new(ptr::null()),
                 keep: UnsafeCell::new(MaybeUninit::uninit()),
                 failure: UnsafeCell::new(MaybeUninit::uninit()),
-                waker: UnsafeCell::new(MaybeUninit::uninit()),
+                waker: UnsafeCell::new(None),
             })
             .collect();
         for slot in &chunk {
@@ -252,45 +247,51 @@ impl<C, T, K> Slot<C, T, K> {
         sanitize::allow(self.keep.get(), size_of::<K>());
     }
 
-    /// Whoever polls with `cx`, and has this turn, waits from now on.
-    #[inline(always)]
-    fn wait(&self, cx: &Context<'_>, turn: Option<Turn>) {
-        match turn {
-            Some(turn) if self.waits.get() == Waits::Nobody => {
-                self.link.set(turn.task().into_raw());
-                self.waits.set(Waits::Task);
-            }
-            _ => self.wait_instead(Waiter::of(cx, turn)),
-        }
-    }
-
-    /// As [`wait`](Self::wait), where somebody else may have waited before.
+    /// Whoever polls with `cx` waits from now on.
     #[cold]
-    fn wait_instead(&self, waiter: Waiter) {
+    fn wait(&self, cx: &Context<'_>, turn: Option<Turn>) {
         let old = self.take_waiter();
-        match waiter {
-            Waiter::Task(task) => {
-                self.link.set(task.into_raw());
-                self.waits.set(Waits::Task);
-            }
-            Waiter::Waker(waker) => {
-                // SAFETY: nothing is there, and nobody else uses it.
-                unsafe { (*self.waker.get()).write(waker) };
-                self.waits.set(Waits::Waker);
+        match turn {
+            Some(turn) if self.state.get() == State::Pending => self.await_it(turn),
+            _ => {
+                // SAFETY: the reference ends here; nothing is dropped, since nobody waits.
+                unsafe { *self.waker.get() = Some(cx.waker().clone()) };
+                if self.state.get() == State::Pending {
+                    self.state.set(State::Watched);
+                }
             }
         }
         drop(old); // last, since its destructor may run anything
     }
 
+    /// The task that has this turn waits from now on, for a pending operation for which nobody does.
+    #[inline(always)]
+    fn await_it(&self, turn: Turn) {
+        self.link.set(turn.task().into_raw());
+        self.state.set(State::Awaited);
+    }
+
+    /// Nobody waits for the operation any more.
     #[inline(always)]
     fn take_waiter(&self) -> Option<Waiter> {
-        match self.waits.replace(Waits::Nobody) {
-            // SAFETY: `wait` has put it there, and it is taken out once.
-            Waits::Task => Some(Waiter::Task(unsafe { TaskRef::from_raw(self.link.get()) })),
-            Waits::Nobody => None,
-            // SAFETY: as above.
-            Waits::Waker => Some(Waiter::Waker(unsafe { (*self.waker.get()).assume_init_read() })),
+        match self.state.get() {
+            State::Awaited => {
+                self.state.set(State::Pending);
+                // SAFETY: `await_it` has put it there, and it is taken out once.
+                Some(Waiter::Task(unsafe { TaskRef::from_raw(self.link.get()) }))
+            }
+            State::Watched => {
+                self.state.set(State::Pending);
+                self.take_waker()
+            }
+            State::Waiting => self.take_waker(),
+            _ => None,
         }
+    }
+
+    fn take_waker(&self) -> Option<Waiter> {
+        // SAFETY: the reference ends before any code but this can run.
+        unsafe { &mut *self.waker.get() }.take().map(Waiter::Waker)
     }
 
     /// C did not take it. If C has called back all the same, its word stands.
@@ -318,31 +319,23 @@ impl<C, T, K> Slot<C, T, K> {
         self.state.set(state);
     }
 
-    /// Frees the slot. It may be gone after this.
+    /// Frees the slot. Returns the pool if that is to be freed, too: see [`Pool::free`].
     ///
     /// # Safety
     /// C is done with it, nobody waits for it, and failure and keep were dropped, or need not be.
     #[inline(always)]
-    unsafe fn release(at: NonNull<Self>) {
+    unsafe fn release(at: NonNull<Self>) -> Option<NonNull<Pool<C, T, K>>> {
         // SAFETY: a slot that is not free keeps its pool alive.
         let slot = unsafe { at.as_ref() };
-        debug_assert!(
-            slot.waits.get() == Waits::Nobody,
-            "its place is the next slot's now"
-        );
         slot.state.set(State::Free);
         slot.forbid();
         let pool_at = slot.pool;
         // SAFETY: as above.
         let pool = unsafe { pool_at.as_ref() };
         slot.link.set(pool.free.replace(at.as_ptr()).cast());
-        if let Some(left) = pool.left.get() {
-            pool.left.set(Some(left - 1));
-            if left == 1 {
-                // SAFETY: there is no handle any more, and this was the last operation.
-                unsafe { Pool::free(pool_at) };
-            }
-        }
+        let left = pool.left.get()? - 1;
+        pool.left.set(Some(left));
+        (left == 0).then_some(pool_at)
     }
 
     /// Drops the keep, and the failure if it is there, and frees the slot.
@@ -359,7 +352,9 @@ impl<C, T, K> Slot<C, T, K> {
                 (*slot.failure.get()).assume_init_drop();
             }
             (*slot.keep.get()).assume_init_drop();
-            Self::release(at);
+            if let Some(pool) = Self::release(at) {
+                Pool::free(pool);
+            }
         }
     }
 }
@@ -387,17 +382,39 @@ pub(crate) unsafe fn complete<C, T, K>(
     let pool = unsafe { slot.pool.as_ref() };
     pool.count(-1);
     ended(&pool.context);
-    if slot.state.get() == State::Pending {
+    if slot.state.get() == State::Awaited {
+        // SAFETY: a task waits, whose reference is there; it is taken out, since the state changes.
+        let task = unsafe { TaskRef::from_raw(slot.link.get()) };
         slot.end(result);
-        // The slot may be gone when this returns.
-        if let Some(waiter) = slot.take_waiter() {
-            wake(waiter);
-        }
+        wake(Waiter::Task(task)); // the slot may be gone when this returns
     } else {
-        debug_assert!(slot.state.get() == State::Orphaned, "an operation completes once");
+        // SAFETY: as the contract says.
+        unsafe { complete_otherwise(at, result) };
+    }
+}
+
+/// The end of an operation for which no task waits.
+///
+/// # Safety
+/// It is pending, and not any more.
+#[cold]
+unsafe fn complete_otherwise<C, T, K>(at: NonNull<Slot<C, T, K>>, result: Result<(), T>) {
+    // SAFETY: it is not free, so it is there.
+    let slot = unsafe { at.as_ref() };
+    if slot.state.get() == State::Orphaned {
         drop(result);
         // SAFETY: orphaned: not free, no future; and C has just ended.
         unsafe { Slot::discard(at) };
+        return;
+    }
+    let waiter = slot.take_waiter();
+    debug_assert!(
+        matches!(slot.state.get(), State::Pending | State::Waiting),
+        "an operation completes once"
+    );
+    slot.end(result);
+    if let Some(waiter) = waiter {
+        waiter.wake_later(); // the slot may be gone when this returns
     }
 }
 
@@ -417,9 +434,18 @@ pub(crate) unsafe fn is_orphaned<C, T, K>(cb_arg: *mut c_void) -> bool {
 /// As [`complete`], but before it, and for an operation that is not orphaned.
 pub(crate) unsafe fn set_waiting<C, T, K>(cb_arg: *mut c_void, waiting: bool) {
     // SAFETY: the slot of a pending operation, by contract.
-    let state = unsafe { &(*cb_arg.cast::<Slot<C, T, K>>()).state };
-    debug_assert!(matches!(state.get(), State::Waiting | State::Pending));
-    state.set(if waiting { State::Waiting } else { State::Pending });
+    let slot = unsafe { &*cb_arg.cast::<Slot<C, T, K>>() };
+    debug_assert!(matches!(
+        slot.state.get(),
+        State::Waiting | State::Pending | State::Watched
+    ));
+    // SAFETY: the reference ends at once.
+    let watched = unsafe { &*slot.waker.get() }.is_some();
+    slot.state.set(match (waiting, watched) {
+        (true, _) => State::Waiting,
+        (false, true) => State::Watched,
+        (false, false) => State::Pending,
+    });
 }
 
 /// Has the future of a pending operation polled, though the operation has not ended.
@@ -464,7 +490,11 @@ impl<C, T, K> SlotOp<C, T, K> {
     /// If it has yielded.
     #[inline(always)]
     pub(crate) fn live(&mut self) -> Live<'_, C, T, K> {
-        let at = self.0.expect("an operation is not polled after it has yielded");
+        let slot = self.0.expect("an operation is not polled after it has yielded");
+        let at = At {
+            slot,
+            op: PhantomData,
+        };
         Live { op: self, at }
     }
 
@@ -475,7 +505,7 @@ impl<C, T, K> SlotOp<C, T, K> {
         match unsafe { at.as_ref() }.state.get() {
             State::Prepared => Stage::Prepared,
             State::Waiting => Stage::Waiting,
-            State::Pending => Stage::Pending,
+            State::Pending | State::Awaited | State::Watched => Stage::Pending,
             State::Succeeded | State::Failed => Stage::Ended,
             State::Free | State::Orphaned => unreachable!("the future is still here"),
         }
@@ -533,14 +563,50 @@ impl<C, T, K> SlotOp<C, T, K> {
 /// know that C does not change it in the future, and would look there again and again.)
 pub(crate) struct Live<'a, C, T, K> {
     op: &'a mut SlotOp<C, T, K>,
-    at: NonNull<Slot<C, T, K>>,
+    at: At<'a, C, T, K>,
 }
 
 impl<'a, C, T, K> Live<'a, C, T, K> {
+    /// What can be done with it before it has ended.
+    #[inline(always)]
+    pub(crate) fn at(&self) -> At<'a, C, T, K> {
+        self.at
+    }
+
+    /// An operation that has ended.
+    ///
+    /// # Panics
+    /// If it has not.
+    #[inline(always)]
+    pub(crate) fn done(self) -> Done<'a, C, T, K> {
+        let failed = match self.at.slot().state.get() {
+            State::Succeeded => false,
+            State::Failed => true,
+            _ => panic!("the operation has not ended"),
+        };
+        Done { op: self, failed }
+    }
+}
+
+/// Where an operation is that has not yielded yet.
+pub(crate) struct At<'a, C, T, K> {
+    slot: NonNull<Slot<C, T, K>>,
+    op: PhantomData<&'a SlotOp<C, T, K>>,
+}
+
+impl<C, T, K> Clone for At<'_, C, T, K> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<C, T, K> Copy for At<'_, C, T, K> {}
+
+impl<C, T, K> At<'_, C, T, K> {
     #[inline(always)]
     fn slot(&self) -> &Slot<C, T, K> {
         // SAFETY: the slot is not free while its future holds it.
-        unsafe { self.at.as_ref() }
+        unsafe { self.slot.as_ref() }
     }
 
     #[inline(always)]
@@ -568,42 +634,44 @@ impl<'a, C, T, K> Live<'a, C, T, K> {
 
     /// Hands a prepared operation to C; see [`super::start`].
     #[inline(always)]
-    pub(crate) fn submit(&mut self, submit: impl FnOnce(&C, &mut K, *mut c_void) -> Submitted<T>) {
+    pub(crate) fn submit(self, submit: impl FnOnce(&C, &mut K, *mut c_void) -> Submitted<T>) {
         let slot = self.slot();
         debug_assert!(slot.state.get() == State::Prepared, "submitted once");
         self.pool().count(1);
         slot.state.set(State::Pending);
         // SAFETY: the keep is there, and C does not know it yet.
         let keep = unsafe { (*slot.keep.get()).assume_init_mut() };
-        if let Submitted::Failed(failure) = submit(&self.pool().context, keep, self.at.as_ptr().cast()) {
+        if let Submitted::Failed(failure) = submit(&self.pool().context, keep, self.slot.as_ptr().cast()) {
             slot.refused(failure);
         }
     }
 
-    /// Whoever polls with `cx`, and has this turn, is woken when the operation ends.
+    /// The task that has this turn waits for an operation that was just submitted. Not if that has
+    /// ended already, or is in a queue: answers `false` then.
     #[inline(always)]
+    pub(crate) fn is_awaited_by(self, turn: Turn) -> bool {
+        if self.slot().state.get() != State::Pending {
+            return false;
+        }
+        self.slot().await_it(turn);
+        true
+    }
+
+    /// Whoever polls with `cx`, and has this turn, is woken when the operation ends.
     pub(crate) fn wait(self, cx: &Context<'_>, turn: Option<Turn>) {
         self.slot().wait(cx, turn);
     }
 
-    /// Whether the operation has ended.
+    /// Whether it has ended well.
+    #[inline(always)]
+    pub(crate) fn has_succeeded(&self) -> bool {
+        self.slot().state.get() == State::Succeeded
+    }
+
+    /// Whether it has ended.
     #[inline(always)]
     pub(crate) fn has_ended(&self) -> bool {
         matches!(self.slot().state.get(), State::Succeeded | State::Failed)
-    }
-
-    /// An operation that has ended.
-    ///
-    /// # Panics
-    /// If it has not.
-    #[inline(always)]
-    pub(crate) fn done(self) -> Done<'a, C, T, K> {
-        let failed = match self.slot().state.get() {
-            State::Succeeded => false,
-            State::Failed => true,
-            _ => panic!("the operation has not ended"),
-        };
-        Done { op: self, failed }
     }
 }
 
@@ -618,7 +686,7 @@ impl<C, T, K> Done<'_, C, T, K> {
     /// are not dropped with this.
     #[inline(always)]
     pub(crate) fn parts(&mut self) -> (&C, Result<(), &mut T>, &mut K) {
-        let slot = self.op.slot();
+        let slot = self.op.at.slot();
         // SAFETY: it has ended: the keep is there, and the failure if it has failed; only this
         // future knows them.
         unsafe {
@@ -627,7 +695,7 @@ impl<C, T, K> Done<'_, C, T, K> {
                 true => Err((*slot.failure.get()).assume_init_mut()),
             };
             let keep = (*slot.keep.get()).assume_init_mut();
-            (&self.op.pool().context, result, keep)
+            (&self.op.at.pool().context, result, keep)
         }
     }
 }
@@ -635,10 +703,14 @@ impl<C, T, K> Done<'_, C, T, K> {
 impl<C, T, K> Drop for Done<'_, C, T, K> {
     #[inline(always)]
     fn drop(&mut self) {
+        // SAFETY: C is done with it, and has woken whoever waited; the future lets go in the next
+        // line, and nothing comes in between.
+        let pool = unsafe { Slot::release(self.op.at.slot) };
         self.op.op.0 = None;
-        // SAFETY: C is done with it, and has woken whoever waited; the future has let go with the
-        // line before.
-        unsafe { Slot::release(self.op.at) };
+        if let Some(pool) = pool {
+            // SAFETY: as `release` says.
+            unsafe { Pool::free(pool) };
+        }
     }
 }
 
@@ -657,9 +729,10 @@ fn let_go<C, T, K>(at: NonNull<Slot<C, T, K>>) {
     // SAFETY: the slot is not free while its future holds it.
     let slot = unsafe { at.as_ref() };
     match slot.state.get() {
-        State::Pending | State::Waiting => {
+        State::Waiting | State::Pending | State::Awaited | State::Watched => {
+            let waiter = slot.take_waiter();
             slot.state.set(State::Orphaned);
-            drop(slot.take_waiter());
+            drop(waiter);
         }
         // SAFETY: not free, and C does not know it, or is done with it.
         _ => unsafe { Slot::discard(at) },
