@@ -12,10 +12,14 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use common::bdev::{LIMIT, MIB, Raw, open, poll_once, until};
+use common::bdev::{LIMIT, MIB, Raw, open, pattern, poll_once, register, until, write};
+use common::disk::{Fate, TestDisk};
 use common::{isolated, run};
-use spdk_rs::bdev::{Channel, Descriptor, aio};
+use spdk_rs::bdev::{Bdev, Channel, Descriptor, IoType, aio};
+use spdk_rs::bdev_module::{Kind, Properties, Status};
+use spdk_rs::lvol::{LvolStore, Provisioning, StoreOptions};
 use spdk_rs::reactor::{Poller, timeout};
+use spdk_rs::{ErrorKind, spawn};
 
 /// Counts the reactor's turns.
 struct Turns {
@@ -96,7 +100,10 @@ fn the_reactor_turns_while_a_file_is_flushed() {
                 fill(&path)?;
                 return removed_while_it_is_flushed(descriptor, channel).await;
             }
-            anyhow::bail!("{} is flushed too fast to see anything: build on a disk", path.display())
+            anyhow::bail!(
+                "{} is flushed too fast to see anything: build on a disk",
+                path.display()
+            )
         })
         .expect("the scenario");
     });
@@ -128,6 +135,119 @@ fn a_flush_that_fails_is_an_error() {
             ensure!(ended.get() == Some(false));
             raw.close();
             Ok(aio::delete("zero").await?)
+        })
+        .expect("the scenario");
+    });
+}
+
+/// What has no room in the file, here because the process may not write there, is told from what is broken.
+#[test]
+fn no_room_is_told() {
+    isolated("no_room_is_told", || {
+        let place = tempfile::tempdir().expect("a place");
+        let path = place.path().join("disk");
+        run(async move {
+            File::create(&path)?.set_len(4 * MIB as u64)?;
+            aio::create("aio0", &path, 4096)?;
+            let (descriptor, channel) = open("aio0")?;
+            let limit = libc::rlimit {
+                rlim_cur: 2 * MIB as u64,
+                rlim_max: 2 * MIB as u64,
+            };
+            // SAFETY: plain system calls; what is too large fails then, and does not end the process.
+            unsafe {
+                libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+                ensure!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit) == 0, "a limit");
+            }
+            write(&channel, &pattern(4096, 1), MIB as u64).await?;
+            let error = write(&channel, &pattern(4096, 1), 3 * MIB as u64)
+                .await
+                .unwrap_err();
+            ensure!(error.kind() == ErrorKind::NoSpace, "{error}");
+            channel.flush().await?;
+            drop(channel);
+            descriptor.close().await?;
+            Ok(aio::delete("aio0").await?)
+        })
+        .expect("the scenario");
+    });
+}
+
+/// A store on a device that counts, and a thin volume there; and one without anything to flush.
+#[test]
+fn a_volumes_flush_reaches_the_base() {
+    isolated("a_volumes_flush_reaches_the_base", || {
+        run(async {
+            let disk = TestDisk::new(64 * MIB);
+            let registered = register(&disk, "disk").await?;
+            let store = LvolStore::create("disk", "lvs", StoreOptions::default()).await?;
+            let vol = store
+                .create_lvol("vol", 8 * MIB as u64, Provisioning::Thin)
+                .await?;
+            ensure!(Bdev::find("lvs/vol")?.supports(IoType::Flush));
+            let (descriptor, channel) = open("lvs/vol")?;
+            write(&channel, &pattern(4096, 1), 0).await?;
+            disk.forget_seen();
+            channel.flush().await?;
+            ensure!((disk.seen(Kind::Flush), disk.seen(Kind::Write)) == (1, 0));
+
+            // What the base answers is the answer, and there is none before that.
+            disk.fail(Kind::Flush, 1, Fate::End(Status::Failed));
+            let error = channel.flush().await.unwrap_err();
+            ensure!(error.kind() == ErrorKind::Io, "{error}");
+            disk.hold();
+            let mut flush = Box::pin(channel.flush());
+            ensure!(timeout(Duration::from_millis(50), &mut flush).await.is_err());
+            disk.release();
+            timeout(LIMIT, flush).await??;
+            ensure!(disk.seen(Kind::Flush) == 3);
+
+            // A snapshot was written as its volume.
+            store.lvol("vol").await?.snapshot("snap").await?;
+            ensure!(Bdev::find("lvs/snap")?.supports(IoType::Flush));
+            let (reader, snapshot) = open("lvs/snap")?;
+            snapshot.flush().await?;
+            ensure!(disk.seen(Kind::Flush) == 4);
+            drop(snapshot);
+            reader.close().await?;
+
+            // A volume that is being destroyed, as other I/O: it is gone.
+            let destroyed = spawn(vol.destroy());
+            until("the volume goes", || descriptor.is_removed()).await?;
+            ensure!(channel.flush().await.is_err());
+            drop(channel);
+            descriptor.close().await?;
+            timeout(LIMIT, destroyed).await???;
+            ensure!(disk.seen(Kind::Flush) == 4);
+            store.destroy().await?;
+            Ok(registered.unregister().await?)
+        })
+        .expect("the scenario");
+    });
+}
+
+#[test]
+fn a_volume_can_do_what_its_base_can() {
+    isolated("a_volume_can_do_what_its_base_can", || {
+        run(async {
+            let properties = Properties::new(512, 64 * MIB as u64 / 512)
+                .supports(Kind::WriteZeroes)
+                .supports(Kind::Unmap);
+            let disk = TestDisk::with(properties, 64 * MIB);
+            let registered = register(&disk, "disk").await?;
+            let store = LvolStore::create("disk", "lvs", StoreOptions::default()).await?;
+            store
+                .create_lvol("vol", 8 * MIB as u64, Provisioning::Thin)
+                .await?;
+            ensure!(!Bdev::find("lvs/vol")?.supports(IoType::Flush));
+            ensure!(!Bdev::find("lvs/vol")?.has_write_cache());
+            let (descriptor, channel) = open("lvs/vol")?;
+            channel.flush().await?; // there is nothing to do
+            ensure!(disk.seen(Kind::Flush) == 0);
+            drop(channel);
+            descriptor.close().await?;
+            store.destroy().await?;
+            Ok(registered.unregister().await?)
         })
         .expect("the scenario");
     });

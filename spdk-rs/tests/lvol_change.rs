@@ -6,11 +6,14 @@ mod common;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use common::bdev::{register, until};
+use common::disk::TestDisk;
 use common::lvol::{MIB, load_anew, scenario, store_on};
 use spdk_rs::bdev::delay::{self, Latency};
-use spdk_rs::bdev::{Bdev, Mode};
+use spdk_rs::bdev::{self, Bdev, Mode};
+use spdk_rs::bdev_module::{Kind, Status};
 use spdk_rs::buf::DmaBuf;
-use spdk_rs::lvol::{DestroyError, Lvol, Provisioning};
+use spdk_rs::lvol::{DestroyError, Lvol, LvolStore, Provisioning, StoreOptions};
 use spdk_rs::reactor::{sleep, timeout};
 use spdk_rs::{ErrorKind, spawn};
 
@@ -85,6 +88,77 @@ fn sizes() {
         ensure!(store.lvol("vol").await?.info().await?.size == 2 * MIB);
         ensure!(store.stats().await?.free_clusters == free - 2);
         Ok(())
+    });
+}
+
+/// What is open does not shrink, and then nothing of it has: neither in memory nor on disk.
+#[test]
+fn what_is_open_is_not_cut_off() {
+    scenario("what_is_open_is_not_cut_off", |disk| async move {
+        let store = store_on(&disk).await?;
+        let vol = store.create_lvol("vol", 6 * MIB, Provisioning::Thick).await?;
+        let free = store.stats().await?.free_clusters;
+        fill(&vol, 5).await?;
+        let descriptor = Bdev::find("lvs/vol")?.open(Mode::ReadOnly)?;
+        ensure!(kind(vol.resize(2 * MIB).await) == ErrorKind::Busy);
+        ensure!(vol.info().await?.size == 6 * MIB && descriptor.size() == 6 * MIB);
+        ensure!(store.stats().await?.free_clusters == free);
+        vol.resize(6 * MIB - 1).await?; // as large as it is
+        fill(&vol, 5).await?;
+        descriptor.close().await?;
+
+        let store = load_anew(&disk).await?;
+        ensure!(store.lvol("vol").await?.info().await?.size == 6 * MIB);
+        ensure!(store.stats().await?.free_clusters == free);
+        ensure!(vol.allocated_clusters().await? == [0, 1, 2, 3, 4, 5]);
+        bdev::wait_for_examine().await?; // which opens it
+        vol.resize(2 * MIB).await?;
+        ensure!(store.stats().await?.free_clusters == free + 4);
+        Ok(())
+    });
+}
+
+/// It is opened while it shrinks, and has its new size already; and if it keeps its old one after all,
+/// that is told.
+#[test]
+fn opened_while_it_shrinks() {
+    scenario("opened_while_it_shrinks", |_| async {
+        let disk = TestDisk::new(64 << 20);
+        let registered = register(&disk, "disk").await?;
+        let options = StoreOptions::default().cluster_size(MIB as u32);
+        let store = LvolStore::create("disk", "lvs", options).await?;
+        let vol = store.create_lvol("vol", 6 * MIB, Provisioning::Thick).await?;
+        bdev::wait_for_examine().await?; // which opens it
+        for fails in [true, false] {
+            disk.forget_seen();
+            disk.hold();
+            let shrinks = spawn({
+                let vol = vol.clone();
+                async move { vol.resize(2 * MIB).await }
+            });
+            until("its metadata is written", || disk.seen(Kind::Write) > 0).await?;
+            ensure!(Bdev::find("lvs/vol")?.size() == 2 * MIB);
+            let descriptor = Bdev::find("lvs/vol")?.open(Mode::ReadWrite)?;
+            // Another one is refused, and leaves the first one alone.
+            ensure!(kind(vol.resize(MIB).await) == ErrorKind::Busy);
+            if fails {
+                for io in disk.take_held() {
+                    io.complete(Status::Failed);
+                }
+            }
+            disk.release();
+            let rc = timeout(LIMIT, shrinks).await??;
+            let size = if fails { 6 * MIB } else { 2 * MIB };
+            ensure!(rc.is_err() == fails && descriptor.size() == size);
+            ensure!(vol.info().await?.size == size);
+            let channel = descriptor.channel()?;
+            let block = DmaBuf::copy_of(&[7; 4096])?;
+            channel.write(block, size - 4096).await.into_result()?;
+            drop(channel);
+            descriptor.close().await?;
+        }
+        store.destroy().await?;
+        Ok(registered.unregister().await?)
     });
 }
 

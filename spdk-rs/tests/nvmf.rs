@@ -9,11 +9,14 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use common::bdev::poll_once;
+use common::bdev::{MIB, poll_once, register};
+use common::disk::{Fate, TestDisk};
 use common::{builder, child_command, isolated, run};
 use spdk_rs::bdev::delay::Latency;
 use spdk_rs::bdev::{self, Bdev, Channel, Mode, NvmeCommand};
+use spdk_rs::bdev_module::{Kind, Status};
 use spdk_rs::buf::{BufResult, DmaBuf};
+use spdk_rs::lvol::{LvolStore, Provisioning, StoreOptions};
 use spdk_rs::nvme::{self, AttachOptions};
 use spdk_rs::nvmf::{Namespace, Subsystem, SubsystemOptions, Target, TcpOptions};
 use spdk_rs::reactor::timeout;
@@ -85,7 +88,7 @@ async fn host(address: SocketAddr) -> Result<()> {
 
     let options = AttachOptions::new(address, NQN);
     let names = timeout(LIMIT, nvme::attach("net", &options)).await??;
-    assert_eq!(names, ["netn3", "netn5"]);
+    assert_eq!(names, ["netn3", "netn5", "netn7"]);
     let taken = timeout(LIMIT, nvme::attach("net", &options)).await?.unwrap_err();
     assert_eq!(taken.kind(), ErrorKind::AlreadyExists, "{taken}");
 
@@ -104,6 +107,7 @@ async fn host(address: SocketAddr) -> Result<()> {
     commands(&channel, &data).await?;
     abort().await?;
     abort_what_is_queued(&channel).await?;
+    flush().await?;
 
     // Detaching takes the device from under the open descriptor, which lets go by itself.
     timeout(LIMIT, nvme::detach("net")).await??;
@@ -154,6 +158,21 @@ async fn abort() -> Result<()> {
     assert!(start.elapsed() < SLOW);
     descriptor.close().await?;
     Ok(())
+}
+
+/// Two flushes that the target's device does, and one that it fails: the target counts them.
+async fn flush() -> Result<()> {
+    let descriptor = Bdev::find("netn7")?.open(Mode::ReadWrite)?;
+    let channel = descriptor.channel()?;
+    let written = channel.write(DmaBuf::copy_of(&[7; 4096])?, 0);
+    timeout(LIMIT, written).await?.into_result()?;
+    timeout(LIMIT, channel.flush()).await??;
+    io(&channel, NvmeCommand::default(), None).await?.into_result()?; // opcode 0 is a flush
+    let error = timeout(LIMIT, channel.flush()).await?.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+    assert!(error.nvme_status().is_some(), "{error}");
+    drop(channel);
+    Ok(descriptor.close().await?)
 }
 
 /// SPDK queues what the controller's queue has no room for, and can abort it there. The others go on,
@@ -311,12 +330,24 @@ fn target_process(port: u16) {
         };
         bdev::delay::set_latency("slow", slow)?;
         assert_eq!(subsystem.add_namespace("slow", Some(5)).await?, 5);
+        let disk = TestDisk::new(64 * MIB);
+        let registered = register(&disk, "disk").await?;
+        let store = LvolStore::create("disk", "lvs", StoreOptions::default()).await?;
+        store
+            .create_lvol("vol", 8 * MIB as u64, Provisioning::Thin)
+            .await?;
+        assert_eq!(subsystem.add_namespace("lvs/vol", Some(7)).await?, 7);
+        disk.forget_seen();
+        disk.fail(Kind::Flush, 3, Fate::End(Status::Failed));
         println!("READY");
         let host = std::thread::spawn(|| std::io::stdin().read(&mut [0; 1]));
         while !host.is_finished() {
             spdk_rs::reactor::sleep(Duration::from_millis(10)).await;
         }
+        ensure!(disk.seen(Kind::Flush) == 3, "{} flushes", disk.seen(Kind::Flush));
         subsystem.destroy().await?;
+        store.destroy().await?;
+        registered.unregister().await?;
         bdev::delay::delete("slow").await?;
         for ram in ["ram0", "ram1"] {
             bdev::malloc::delete(ram).await?;

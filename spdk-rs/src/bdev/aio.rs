@@ -1,4 +1,7 @@
 //! Block devices on files (and on the kernel's own block devices), through Linux AIO.
+//!
+//! A flush makes the file's data lasting, as `fdatasync` does, while the reactor goes on (from
+//! Linux 4.18 on; before, it fails).
 
 use std::ffi::CString;
 use std::fs::{Metadata, OpenOptions};
