@@ -39,7 +39,8 @@ impl Lvol {
     ///
     /// # Errors
     /// [`Busy`](crate::ErrorKind::Busy): another operation on the volume is running, or it is to
-    /// shrink and is open; [`PermissionDenied`](crate::ErrorKind::PermissionDenied): it is
+    /// shrink and is open (by SPDK itself, too, while it examines a new one), and nothing has
+    /// changed; [`PermissionDenied`](crate::ErrorKind::PermissionDenied): it is
     /// read-only; [`NoSpace`](crate::ErrorKind::NoSpace): a thick one does not fit.
     #[doc(alias = "vbdev_lvol_resize")]
     pub async fn resize(&self, size: u64) -> Result<()> {
