@@ -239,3 +239,42 @@ shim_blob_unlock(struct spdk_blob *blob)
 {
 }
 #endif
+
+#if SHIM_RESERVES
+void
+shim_blob_write_xattr(struct spdk_blob *blob, const char *name, const void *value,
+		      uint16_t value_len, spdk_blob_op_complete cb_fn, void *cb_arg)
+{
+	spdk_rs_blob_write_xattr(blob, name, value, value_len, cb_fn, cb_arg);
+}
+
+void
+shim_blob_put(struct spdk_blob *blob, spdk_blob_op_complete cb_fn, void *cb_arg)
+{
+	spdk_rs_blob_put(blob, cb_fn, cb_arg);
+}
+#else
+void
+shim_blob_write_xattr(struct spdk_blob *blob, const char *name, const void *value,
+		      uint16_t value_len, spdk_blob_op_complete cb_fn, void *cb_arg)
+{
+	int rc;
+
+	if (value != NULL) {
+		rc = spdk_blob_set_xattr(blob, name, value, value_len);
+	} else {
+		rc = spdk_blob_remove_xattr(blob, name);
+	}
+	if (rc != 0) {
+		cb_fn(cb_arg, rc);
+		return;
+	}
+	spdk_blob_sync_md(blob, cb_fn, cb_arg);
+}
+
+void
+shim_blob_put(struct spdk_blob *blob, spdk_blob_op_complete cb_fn, void *cb_arg)
+{
+	spdk_blob_close(blob, cb_fn, cb_arg);
+}
+#endif

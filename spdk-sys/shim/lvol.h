@@ -77,4 +77,12 @@ bool shim_blob_cluster_is_allocated(struct spdk_blob *blob, uint64_t cluster);
 int shim_blob_lock(struct spdk_blob *blob, const char *operation);
 void shim_blob_unlock(struct spdk_blob *blob);
 
+/** See spdk_rs_blob_write_xattr(). Without the patches that put the old value back, an error leaves the
+ * new one in memory. */
+void shim_blob_write_xattr(struct spdk_blob *blob, const char *name, const void *value,
+			   uint16_t value_len, spdk_blob_op_complete cb_fn, void *cb_arg);
+
+/** See spdk_rs_blob_put(); spdk_blob_close() without the patches. */
+void shim_blob_put(struct spdk_blob *blob, spdk_blob_op_complete cb_fn, void *cb_arg);
+
 #endif

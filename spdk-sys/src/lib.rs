@@ -63,4 +63,7 @@ pub use bindings::{
     spdk_rs_jsonrpc_send_error_data, spdk_rs_patchlevel,
 };
 #[cfg(spdk_delete_patched)]
-pub use bindings::{spdk_rs_lvol_busy, spdk_rs_lvol_destroy_cb, vbdev_lvol_destroy_report};
+pub use bindings::{
+    spdk_rs_blob_put, spdk_rs_blob_write_xattr, spdk_rs_lvol_busy, spdk_rs_lvol_destroy_cb,
+    vbdev_lvol_destroy_report,
+};

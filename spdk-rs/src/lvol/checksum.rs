@@ -1,23 +1,25 @@
 //! The checksum of a snapshot: CRC-64/GO-ISO over the clusters that are its own.
 //!
-//! The job opens the blob once more and takes its lock, so that the clusters it sums up stay where
-//! they are. It keeps several reads in flight and folds them in order, each in a slice of its own,
-//! so that the reactor is never held for longer than one chunk takes.
+//! The job holds the blob, so that the clusters it sums up stay where they are. It keeps several
+//! reads in flight and folds them in order, each in a slice of its own, so that the reactor is never
+//! held for longer than one chunk takes.
 
 use std::collections::VecDeque;
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{CStr, c_int};
 use std::future::Future;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
 use crc_fast::{CrcAlgorithm, Digest};
-use spdk_sys::{spdk_blob, spdk_blob_store, spdk_io_channel};
+use spdk_sys::{spdk_blob, spdk_io_channel};
 
+use super::blob::HeldBlob;
 use super::jobs::Job;
-use super::{Lvol, lookup, volume};
+use super::{Lvol, lookup, volume, xattr};
 use crate::buf::DmaBuf;
 use crate::op::{self, Submitted};
-use crate::{Error, JoinHandle, Result, guard, reactor};
+use crate::{Error, ErrorKind, JoinHandle, Result, reactor};
 
 /// The xattr in which the sum is stored: 8 raw bytes in the machine's order.
 pub const CHECKSUM_XATTR: &CStr = c"checksum";
@@ -33,14 +35,15 @@ const DEPTH: usize = 8;
 
 const WHAT: &str = "checksum";
 
-/// Computes and stores the sum. On the metadata thread only.
-pub(super) async fn run(lvol: Lvol) -> Result<u64> {
+/// Computes the sum: of all clusters, and stores it; or of some, and does not. On the metadata thread
+/// only.
+pub(super) async fn run(lvol: Lvol, clusters: Option<Range<u64>>) -> Result<u64> {
     let registered = Job::begin(&lvol)?;
     // The job is a task of its own: it has to close what it opened, also when nobody waits.
     let guard = StopOnDrop(Rc::clone(registered.job()));
     let task: JoinHandle<Result<u64>> = reactor::spawn(async move {
         let job = Rc::clone(registered.job());
-        let result = compute(&lvol, &job).await;
+        let result = compute(&lvol, &job, clusters).await;
         drop(registered);
         result
     });
@@ -57,23 +60,36 @@ impl Drop for StopOnDrop {
     }
 }
 
-async fn compute(lvol: &Lvol, job: &Job) -> Result<u64> {
+async fn compute(lvol: &Lvol, job: &Job, clusters: Option<Range<u64>>) -> Result<u64> {
     let raw = volume::open_lvol(WHAT, lvol)?;
     if !lookup::lvol_info(raw).snapshot {
         return Err(Error::from_errno(WHAT, lvol.to_string(), libc::EPERM)
             .with_detail("only a snapshot's data stay as they are; take a snapshot of it first"));
     }
-    let mut blob = OpenBlob::open(lvol).await?;
-    blob.lock()?;
-    let sum = sum(lvol, &blob, job).await?;
-    blob.store(sum).await?;
-    Ok(sum)
+    let blob = HeldBlob::open(WHAT, lvol, OPERATION).await?;
+    let Some(clusters) = clusters else {
+        let sum = sum(lvol, &blob, job, 0..blob.num_clusters()).await?;
+        let raw = sum.to_ne_bytes().to_vec();
+        blob.write_xattr("store checksum", CHECKSUM_XATTR.to_owned(), Some(raw))
+            .await?;
+        return Ok(sum);
+    };
+    if clusters.end > blob.num_clusters() {
+        let detail = format!(
+            "clusters {} to {} were asked for, and it has {}",
+            clusters.start,
+            clusters.end,
+            blob.num_clusters()
+        );
+        return Err(Error::new(ErrorKind::OutOfRange, WHAT, lvol.to_string(), detail));
+    }
+    sum(lvol, &blob, job, clusters).await
 }
 
-async fn sum(lvol: &Lvol, blob: &OpenBlob, job: &Job) -> Result<u64> {
-    let channel = BlobChannel::open(blob)?;
+async fn sum(lvol: &Lvol, blob: &HeldBlob, job: &Job, clusters: Range<u64>) -> Result<u64> {
+    let channel = BlobChannel::open(lvol, blob)?;
     let mut digest = Digest::new(CrcAlgorithm::Crc64GoIso);
-    let mut chunks = blob.chunks();
+    let mut chunks = chunks(blob, clusters);
     let mut reads = VecDeque::with_capacity(DEPTH);
     let mut spare = Vec::with_capacity(DEPTH);
     loop {
@@ -120,143 +136,23 @@ struct Chunk {
     bytes: usize,
 }
 
-/// A reference of our own to a volume's blob, locked or not. It is given back when this is
-/// dropped, also with the task, when the runtime stops: reads that are in flight then have the
-/// volume's own reference beneath them until they have ended.
-struct OpenBlob {
-    locked: bool,
-    bs: *mut spdk_blob_store,
-    blob: NonNull<spdk_blob>,
-    device: String,
-    cluster_size: u64,
-    unit: u64,
-}
-
-impl OpenBlob {
-    async fn open(lvol: &Lvol) -> Result<Self> {
-        let device = lvol.to_string();
-        let raw = volume::open_lvol(WHAT, lvol)?;
-        // SAFETY: the lvol was found in this very step.
-        let (bs, id) = unsafe {
-            (
-                spdk_sys::shim_lvol_blobstore(raw.as_ptr()),
-                spdk_sys::shim_lvol_blob_id(raw.as_ptr()),
-            )
-        };
-        let ((blob, rc), ()) = op::with_handle((), close_late, |(), cb_fn, cb_arg| {
-            // SAFETY: the store is loaded (its lvol was found), on its metadata thread. The
-            // function calls back exactly once.
-            unsafe { spdk_sys::spdk_bs_open_blob(bs, id, Some(cb_fn), cb_arg) };
-            Submitted::Pending
-        })
-        .await;
-        Error::check(WHAT, &device, rc)?;
-        let blob = Error::check_ptr(WHAT, &device, blob, libc::ENODEV)?;
-        // SAFETY: the open blob keeps its store loaded.
-        let (cluster_size, unit) = unsafe {
-            (
-                spdk_sys::spdk_bs_get_cluster_size(bs),
-                spdk_sys::spdk_bs_get_io_unit_size(bs),
-            )
-        };
-        Ok(Self {
-            locked: false,
-            bs,
-            blob,
-            device,
-            cluster_size,
-            unit,
-        })
-    }
-
-    fn lock(&mut self) -> Result<()> {
-        // SAFETY: the blob is open, this is its metadata thread; the name is static.
-        let rc = unsafe { spdk_sys::shim_blob_lock(self.blob.as_ptr(), OPERATION.as_ptr()) };
-        self.locked = rc == 0;
-        match -rc {
-            libc::EBUSY => Err(Error::from_errno(WHAT, &self.device, rc)
-                .with_detail("another operation on the volume is running")),
-            libc::ENOTSUP => Err(Error::from_errno(WHAT, &self.device, rc)
-                .with_detail("needs an SPDK with this project's patches")),
-            _ => Error::check(WHAT, &self.device, rc),
-        }
-    }
-
-    /// The parts of the allocated clusters, ascending. The lock keeps the map as it is.
-    fn chunks(&self) -> impl Iterator<Item = Chunk> + use<> {
-        let (blob, cluster_size, unit) = (self.blob, self.cluster_size, self.unit);
-        // SAFETY: the blob is open.
-        let clusters = unsafe { spdk_sys::spdk_blob_get_num_clusters(blob.as_ptr()) };
-        (0..clusters)
-            // SAFETY: the blob stays open for as long as the job reads; metadata thread.
-            .filter(move |cluster| unsafe {
-                spdk_sys::shim_blob_cluster_is_allocated(blob.as_ptr(), *cluster)
+/// The parts of the allocated ones among the clusters, ascending. The lock keeps the map as it is.
+fn chunks(blob: &HeldBlob, clusters: Range<u64>) -> impl Iterator<Item = Chunk> + use<> {
+    let (raw, cluster_size, unit) = (blob.raw(), blob.cluster_size(), blob.io_unit());
+    clusters
+        // SAFETY: the blob stays open for as long as the job reads; metadata thread.
+        .filter(move |cluster| unsafe { spdk_sys::shim_blob_cluster_is_allocated(raw.as_ptr(), *cluster) })
+        .flat_map(move |cluster| {
+            let (start, end) = (cluster * cluster_size, (cluster + 1) * cluster_size);
+            (start..end).step_by(CHUNK as usize).map(move |at| {
+                let bytes = CHUNK.min(end - at);
+                Chunk {
+                    offset: at / unit,
+                    units: bytes / unit,
+                    bytes: bytes as usize,
+                }
             })
-            .flat_map(move |cluster| {
-                let (start, end) = (cluster * cluster_size, (cluster + 1) * cluster_size);
-                (start..end).step_by(CHUNK as usize).map(move |at| {
-                    let bytes = CHUNK.min(end - at);
-                    Chunk {
-                        offset: at / unit,
-                        units: bytes / unit,
-                        bytes: bytes as usize,
-                    }
-                })
-            })
-    }
-
-    /// Stores the sum with the blob, on disk.
-    async fn store(&self, sum: u64) -> Result<()> {
-        let raw = sum.to_ne_bytes();
-        // SAFETY: the blob is open, this is its metadata thread; the value is copied.
-        let rc = unsafe {
-            spdk_sys::spdk_blob_set_xattr(
-                self.blob.as_ptr(),
-                CHECKSUM_XATTR.as_ptr(),
-                raw.as_ptr().cast(),
-                raw.len() as u16,
-            )
-        };
-        Error::check("store checksum", &self.device, rc)?;
-        let blob = self.blob;
-        let (rc, ()) = op::unary((), |(), cb_fn, cb_arg| {
-            // SAFETY: the blob is open, this is its metadata thread. Exactly one callback.
-            unsafe { spdk_sys::spdk_blob_sync_md(blob.as_ptr(), Some(cb_fn), cb_arg) };
-            Submitted::Pending
         })
-        .await;
-        Error::check("store checksum", &self.device, rc)
-    }
-}
-
-impl Drop for OpenBlob {
-    fn drop(&mut self) {
-        if self.locked {
-            // SAFETY: the blob is open, and locked by us.
-            unsafe { spdk_sys::shim_blob_unlock(self.blob.as_ptr()) }
-        }
-        close(self.blob.as_ptr());
-    }
-}
-
-/// Closes a blob; nobody waits for it, but the runtime does before it stops SPDK.
-fn close(blob: *mut spdk_blob) {
-    unsafe extern "C" fn closed(cb_arg: *mut c_void, rc: c_int) {
-        // SAFETY: C passes on the cb_arg of `start` below, once; the types are those.
-        guard::ffi((), || unsafe { op::complete::<c_int, ()>(cb_arg, rc) });
-    }
-    drop(op::start((), op::discard::<c_int, ()>, |_: &mut (), cb_arg| {
-        // SAFETY: the blob is open by us, this is its metadata thread. Exactly one callback.
-        unsafe { spdk_sys::spdk_blob_close(blob, Some(closed), cb_arg) };
-        Submitted::Pending
-    }));
-}
-
-/// Closes a blob whose opener has gone.
-fn close_late((blob, rc): (*mut spdk_blob, c_int), (): ()) {
-    if rc == 0 && !blob.is_null() {
-        close(blob);
-    }
 }
 
 /// A channel for reading a blob. Closed when the last read that uses it has ended.
@@ -275,13 +171,13 @@ impl Drop for ChannelInner {
 }
 
 impl BlobChannel {
-    fn open(blob: &OpenBlob) -> Result<Self> {
+    fn open(lvol: &Lvol, blob: &HeldBlob) -> Result<Self> {
         // SAFETY: the blob is open, so its store is loaded.
-        let channel = unsafe { spdk_sys::spdk_bs_alloc_io_channel(blob.bs) };
-        let channel = Error::check_ptr(WHAT, &blob.device, channel, libc::ENOMEM)?;
+        let channel = unsafe { spdk_sys::spdk_bs_alloc_io_channel(blob.store()) };
+        let channel = Error::check_ptr(WHAT, lvol.to_string(), channel, libc::ENOMEM)?;
         Ok(Self {
             inner: Rc::new(ChannelInner(channel)),
-            blob: blob.blob,
+            blob: blob.raw(),
         })
     }
 
@@ -318,18 +214,10 @@ impl BlobChannel {
 /// The stored sum. On the metadata thread only.
 pub(super) fn stored(lvol: &Lvol) -> Result<Option<u64>> {
     let raw = volume::open_lvol("read checksum", lvol)?;
-    let (mut value, mut len) = (std::ptr::null(), 0);
-    // SAFETY: the lvol's blob is open (checked), this is its metadata thread. The value stays
-    // where it is until we return to the reactor.
-    let bytes = unsafe {
-        let blob = spdk_sys::shim_lvol_blob(raw.as_ptr());
-        let rc = spdk_sys::spdk_blob_get_xattr_value(blob, CHECKSUM_XATTR.as_ptr(), &mut value, &mut len);
-        if rc != 0 {
-            return Ok(None);
-        }
-        std::slice::from_raw_parts(value.cast::<u8>(), len)
+    let Some(bytes) = xattr::read(raw, CHECKSUM_XATTR) else {
+        return Ok(None);
     };
-    match bytes.try_into() {
+    match bytes.as_slice().try_into() {
         Ok(raw) => Ok(Some(u64::from_ne_bytes(raw))),
         Err(_) => Err(Error::from_errno("read checksum", lvol.to_string(), libc::EINVAL)
             .with_detail(format!("the stored value has {} bytes, not 8", bytes.len()))),

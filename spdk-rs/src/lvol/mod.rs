@@ -37,6 +37,7 @@
 //!
 //! What may not be done here: hold a pointer to a C lvol across an `await`.
 
+mod blob;
 mod change;
 mod checksum;
 mod destroy;
@@ -46,6 +47,7 @@ mod lookup;
 pub mod rpc;
 mod store;
 mod volume;
+mod xattr;
 
 use std::future::Future;
 
@@ -55,6 +57,7 @@ pub use jobs::stop_checksum;
 pub use store::{ClearMethod, LvolStore, StoreOptions, StoreStats};
 pub use uuid::Uuid;
 pub use volume::{Lvol, LvolInfo, Provisioning};
+pub use xattr::XATTR_MAX;
 
 use crate::Result;
 use crate::reactor::Thread;

@@ -2,6 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::fmt;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use spdk_sys::spdk_lvol;
@@ -231,7 +232,19 @@ impl Lvol {
     /// [`stop_checksum`](super::stop_checksum); [`Io`](crate::ErrorKind::Io).
     pub async fn checksum(&self) -> Result<u64> {
         let lvol = self.clone();
-        on_metadata_thread(move || async move { checksum::run(lvol).await }).await
+        on_metadata_thread(move || async move { checksum::run(lvol, None).await }).await
+    }
+
+    /// Computes the checksum of some of a snapshot's clusters: as [`checksum`](Self::checksum), over
+    /// those that are allocated in this volume itself and whose index in it is in `clusters`. It is
+    /// not stored. Of no cluster at all it is 0.
+    ///
+    /// # Errors
+    /// As [`checksum`](Self::checksum), and [`OutOfRange`](crate::ErrorKind::OutOfRange): `clusters`
+    /// ends beyond the volume.
+    pub async fn checksum_range(&self, clusters: Range<u64>) -> Result<u64> {
+        let lvol = self.clone();
+        on_metadata_thread(move || async move { checksum::run(lvol, Some(clusters)).await }).await
     }
 
     /// The checksum stored with the volume; `None` if there is none.

@@ -84,6 +84,11 @@ impl TestDisk {
         });
     }
 
+    /// Nothing that was planned meets an I/O any more; whether there was something left.
+    pub fn mend(&self) -> bool {
+        !std::mem::take(&mut *lock(&self.faults)).is_empty()
+    }
+
     /// Holds I/O back from now on.
     pub fn hold(&self) {
         lock(&self.held).get_or_insert_default();
