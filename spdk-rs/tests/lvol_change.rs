@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use common::bdev::{register, until};
+use common::bdev::{open, read, register, until};
 use common::disk::TestDisk;
 use common::lvol::{MIB, load_anew, scenario, store_on};
 use spdk_rs::bdev::delay::{self, Latency};
@@ -114,6 +114,42 @@ fn what_is_open_is_not_cut_off() {
         bdev::wait_for_examine().await?; // which opens it
         vol.resize(2 * MIB).await?;
         ensure!(store.stats().await?.free_clusters == free + 4);
+        Ok(())
+    });
+}
+
+/// There is nothing in a snapshot of what a volume has gained since.
+#[test]
+fn a_volume_grows_beyond_its_snapshot() {
+    scenario("a_volume_grows_beyond_its_snapshot", |disk| async move {
+        let store = store_on(&disk).await?;
+        let vol = store.create_lvol("vol", 2 * MIB, Provisioning::Thin).await?;
+        fill(&vol, 1).await?;
+        vol.snapshot("snap").await?;
+        vol.resize(6 * MIB).await?;
+        fill(&vol, 3).await?;
+        let contents = async || {
+            let (descriptor, channel) = open("lvs/vol")?;
+            let data = read(&channel, 6 << 20, 0).await?;
+            drop(channel);
+            descriptor.close().await?;
+            let clusters = data.chunks(MIB as usize).enumerate();
+            Ok::<_, anyhow::Error>(
+                clusters
+                    .filter(|(_, data)| data.iter().any(|byte| *byte != 0))
+                    .map(|(cluster, data)| (cluster, data.iter().filter(|byte| **byte == 7).count()))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let expected = [(1, 4096), (3, 4096)];
+        ensure!(contents().await? == expected, "{:?}", contents().await?);
+        vol.decouple_parent().await?;
+        ensure!(vol.allocated_clusters().await? == [1, 3]);
+        ensure!(contents().await? == expected);
+        vol.inflate().await?;
+        ensure!(vol.allocated_clusters().await? == [0, 1, 2, 3, 4, 5]);
+        load_anew(&disk).await?;
+        ensure!(contents().await? == expected);
         Ok(())
     });
 }
