@@ -391,6 +391,7 @@ fn it_has_the_methods_of_spdks_own_target() -> Result<()> {
     let missing: Vec<_> = promised.difference(&methods).collect();
     assert!(missing.is_empty(), "missing: {missing:?}");
     for added in [
+        "bdev_lvol_get_lvols",
         "bdev_lvol_register_snapshot_checksum",
         "bdev_lvol_get_snapshot_checksum",
         "bdev_lvol_stop_snapshot_checksum",

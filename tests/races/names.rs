@@ -1,6 +1,6 @@
 //! A volume whose name another device has already.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::stand::{Stand, delete, is_io_error};
@@ -55,6 +55,76 @@ fn a_volume_that_could_not_be_shown_at_load_is_kept() -> Result<()> {
     stand.call("bdev_malloc_delete", json!({"name": "lvs/other"}))?;
     ensure!(stand.volumes()? == ["lvs/vol"]);
     stand.create("other")?;
+    stand.finish()
+}
+
+/// The volumes as `bdev_lvol_get_lvols` lists them: alias, and whether it has no bdev.
+fn listed(stand: &mut Stand, params: Value) -> Result<Vec<(String, bool)>> {
+    let lvols = stand.call("bdev_lvol_get_lvols", params)?;
+    let mut lvols: Vec<_> = lvols
+        .as_array()
+        .context("a list")?
+        .iter()
+        .map(|lvol| {
+            (
+                lvol["alias"].as_str().unwrap_or_default().to_owned(),
+                lvol["is_degraded"] == true,
+            )
+        })
+        .collect();
+    lvols.sort();
+    Ok(lvols)
+}
+
+/// It is a list of the store's volumes, not of bdevs.
+#[test]
+fn a_volume_that_could_not_be_shown_is_listed() -> Result<()> {
+    let mut stand = Stand::new()?;
+    let uuid = stand.create("other")?;
+    stand.snapshot("snap")?;
+    let store = stand.call("bdev_lvol_get_lvstores", json!({}))?[0].clone();
+    let all = stand.call("bdev_lvol_get_lvols", json!({}))?;
+    let of = |name: &str| {
+        all.as_array()
+            .into_iter()
+            .flatten()
+            .find(|lvol| lvol["name"] == name)
+    };
+    let lvs = json!({"name": "lvs", "uuid": store["uuid"]});
+    let expected = json!({
+        "alias": "lvs/other", "uuid": uuid, "name": "other", "lvs": lvs, "is_thin_provisioned": false,
+        "is_snapshot": false, "is_clone": false, "is_esnap_clone": false, "is_degraded": false,
+    });
+    ensure!(of("other") == Some(&expected), "{all:#}");
+    let kinds = |name| of(name).map(|lvol| ["is_snapshot", "is_clone"].map(|key| lvol[key] == true));
+    ensure!(
+        (kinds("snap"), kinds("vol")) == (Some([true, false]), Some([false, true])),
+        "{all:#}"
+    );
+    for params in [
+        Value::Null,
+        json!({"lvs_name": "lvs"}),
+        json!({"lvs_uuid": store["uuid"]}),
+    ] {
+        ensure!(stand.call("bdev_lvol_get_lvols", params)? == all);
+    }
+    let no = json!({"lvs_name": "none"});
+    let both = json!({"lvs_name": "lvs", "lvs_uuid": store["uuid"]});
+    for (params, code) in [(no, -19), (both, -22)] {
+        let answer = stand.burst(&[("bdev_lvol_get_lvols", params)])?.answer()?;
+        ensure!(answer.unwrap_err()["code"] == code);
+    }
+
+    stand.call("bdev_delay_delete", json!({"name": "slow0"}))?;
+    ensure!(listed(&mut stand, json!({}))?.is_empty());
+    take_the_name(&mut stand, "lvs/other")?;
+    stand.target().create_delay("aio0", 0, 0)?;
+    stand.call("bdev_wait_for_examine", Value::Null)?;
+    ensure!(stand.volumes()? == ["lvs/snap", "lvs/vol"]);
+    let expected = [("lvs/other", true), ("lvs/snap", false), ("lvs/vol", false)];
+    ensure!(listed(&mut stand, json!({}))? == expected.map(|(alias, hidden)| (alias.to_owned(), hidden)));
+    stand.call("bdev_malloc_delete", json!({"name": "lvs/other"}))?;
+    stand.restart()?;
     stand.finish()
 }
 

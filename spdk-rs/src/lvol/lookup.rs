@@ -32,7 +32,7 @@ pub(super) unsafe fn text_of(text: *const c_char) -> Option<String> {
 }
 
 /// All lvstores that are not being removed. On the metadata thread only.
-fn stores() -> impl Iterator<Item = NonNull<spdk_lvol_store>> {
+pub(super) fn stores() -> impl Iterator<Item = NonNull<spdk_lvol_store>> {
     let mut at = ptr::null_mut();
     std::iter::from_fn(move || {
         // SAFETY: `at` is null or an element of the list, which only this thread changes.

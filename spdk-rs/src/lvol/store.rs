@@ -114,6 +114,16 @@ impl LvolStore {
         .await
     }
 
+    /// All stores that are loaded, in the order in which they were. One that is being removed is left
+    /// out.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotRunning`]: SPDK is not.
+    #[doc(alias = "vbdev_lvol_store_first")]
+    pub async fn all() -> Result<Vec<Self>> {
+        on_metadata_thread(|| async { Ok(lookup::stores().map(lookup::store_identity).collect()) }).await
+    }
+
     /// Waits until SPDK has examined the bdev `bdev`, which loads a store that lies on it with
     /// all its volumes, and gives that store.
     ///
