@@ -84,6 +84,8 @@ fn volumes_come_stay_and_go() {
         let store = store_on(&disk).await?;
         let empty = store.stats().await?;
         assert_eq!((empty.base_bdev.as_str(), empty.cluster_size), ("slow0", MIB));
+        assert_eq!(empty.volumes, 0);
+        assert_eq!(LvolStore::all().await?, std::slice::from_ref(&store));
         let free = async |store: &LvolStore| anyhow::Ok(store.stats().await?.free_clusters);
 
         let thin = store.create_lvol("thin", 8 * MIB, Provisioning::Thin).await?;
@@ -108,6 +110,7 @@ fn volumes_come_stay_and_go() {
         }
         assert_eq!(store.lvol("thick").await?, thick);
         assert_eq!(store.lvols().await?, [thin.clone(), thick.clone()]);
+        assert_eq!(store.stats().await?.volumes, 2);
         assert_eq!(
             Lvol::find("lvs/none").await.unwrap_err().kind(),
             ErrorKind::NotFound
@@ -151,7 +154,57 @@ fn volumes_come_stay_and_go() {
         assert_eq!(store.stats().await?.free_clusters, empty.free_clusters);
         store.destroy().await?;
         assert!(LvolStore::find("lvs").await.is_err());
+        assert!(LvolStore::all().await?.is_empty());
         Ok(bdev::aio::delete("aio0").await?)
+    });
+}
+
+/// What was read and written is counted for each volume, on all threads, and also when it is closed.
+#[test]
+fn io_is_counted() {
+    scenario("io_is_counted", |disk| async move {
+        let store = store_on(&disk).await?;
+        let vol = store.create_lvol("vol", 8 * MIB, Provisioning::Thin).await?;
+        let other = store.create_lvol("other", 8 * MIB, Provisioning::Thin).await?;
+        let before = vol.bdev().await?.stats().await?;
+        assert_eq!((before.write.ops, before.unmap.ops), (0, 0));
+
+        let delay = Duration::from_millis(20);
+        delay::set_latency("slow0", Latency::all(delay))?;
+        let descriptor = vol.open(Mode::ReadWrite)?;
+        let channel = descriptor.channel()?;
+        for at in [0, 8192] {
+            let buf = DmaBuf::copy_of(&[7; 8192])?;
+            channel.write(buf, at).await.into_result()?;
+        }
+        channel.read(DmaBuf::new(4096)?, 8192).await.ok()?;
+        channel.unmap(0, MIB).await?;
+        slow(false)?;
+        let (open, took) = (vol.bdev().await?.stats().await?, delay * 2);
+        drop(channel);
+        descriptor.close().await?;
+        for stats in [open, vol.bdev().await?.stats().await?] {
+            assert_eq!((stats.write.ops, stats.write.bytes), (2, 16384));
+            assert_eq!(
+                (stats.read.ops, stats.read.bytes),
+                (before.read.ops + 1, before.read.bytes + 4096)
+            );
+            assert_eq!((stats.unmap.ops, stats.unmap.bytes), (1, MIB));
+            assert!(stats.write.time >= took && stats.write.time < LIMIT, "{stats:?}");
+            assert!(stats.write.mean() >= Some(delay), "{stats:?}");
+        }
+        assert_eq!(other.bdev().await?.stats().await?.write.ops, 0);
+
+        let gone = vol.bdev().await?;
+        vol.clone().destroy().await?;
+        for error in [
+            gone.stats().await.err(),
+            vol.bdev().await.err(),
+            vol.open(Mode::ReadOnly).err(),
+        ] {
+            assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::NotFound));
+        }
+        Ok(())
     });
 }
 

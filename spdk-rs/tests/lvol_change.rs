@@ -215,7 +215,10 @@ fn read_only_volumes_and_relations() {
         ensure!(newer.allocated_clusters().await? == [0]);
         ensure!(older.allocated_clusters().await? == [2]);
         ensure!(vol.ancestors().await? == [newer.clone(), older.clone()]);
-        ensure!(older.ancestors().await?.is_empty());
+        ensure!(older.ancestors().await?.is_empty() && older.parent().await?.is_none());
+        ensure!(vol.parent().await? == Some(newer.clone()));
+        ensure!(older.clones().await? == [newer.clone()] && newer.clones().await? == [vol.clone()]);
+        ensure!(vol.clones().await?.is_empty());
 
         ensure!(kind(vol.clone_to("clone").await) == ErrorKind::InvalidArgument);
         vol.set_read_only().await?;

@@ -15,7 +15,14 @@ pub fn include_dirs(root: &Path) -> Vec<PathBuf> {
 }
 
 /// The C files, one for an area. (`probe.c` is only expanded.)
-const SOURCES: &[&str] = &["bdev_module.c", "env.c", "lvol.c", "reactor.c", "unpatched.c"];
+const SOURCES: &[&str] = &[
+    "bdev_module.c",
+    "bdev_stat.c",
+    "env.c",
+    "lvol.c",
+    "reactor.c",
+    "unpatched.c",
+];
 
 /// Compiles and links the shim.
 pub fn compile(config: &Config, root: &Path) -> Result<()> {

@@ -61,6 +61,7 @@
 #include "event/subsystems/nvmf/event_nvmf.h"
 
 #include "bdev_module.h"
+#include "bdev_stat.h"
 #include "reactor.h"
 #include "shim.h"
 #include "lvol.h"

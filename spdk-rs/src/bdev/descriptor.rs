@@ -79,7 +79,7 @@ pub struct Descriptor(Rc<Inner>);
 static_assertions::assert_not_impl_any!(Descriptor: Send, Sync);
 
 impl Descriptor {
-    pub(super) fn open(name: &str, mode: Mode) -> Result<Self> {
+    pub(crate) fn open(name: &str, mode: Mode) -> Result<Self> {
         const WHAT: &str = "open bdev";
         let owner = Owner::current(WHAT, name)?;
         let c_name = c_name(WHAT, name)?;
@@ -189,7 +189,7 @@ impl Descriptor {
 }
 
 /// SPDK's errnos of an open say less than they could.
-fn explain_open(error: Error, rc: i32) -> Error {
+pub(super) fn explain_open(error: Error, rc: i32) -> Error {
     match -rc {
         // Nothing else is invalid: a callback is given.
         libc::EINVAL => error

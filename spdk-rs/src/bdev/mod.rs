@@ -61,6 +61,7 @@ mod properties;
 #[cfg(feature = "raid")]
 pub mod raid0;
 pub mod split;
+mod stats;
 mod transfer;
 #[cfg(feature = "uring")]
 pub mod uring;
@@ -78,6 +79,7 @@ pub use examine::wait_for_examine;
 pub use kind::IoType;
 pub use nvme_command::NvmeCommand;
 pub use properties::{Metadata, Protection};
+pub use stats::{BdevStats, IoCount};
 pub use transfer::{IoBuf, Read, Write};
 pub use zcopy::Zcopy;
 

@@ -44,6 +44,7 @@ mod destroy;
 mod destroy_when_idle;
 mod jobs;
 mod lookup;
+mod relations;
 pub mod rpc;
 mod store;
 mod volume;

@@ -72,6 +72,8 @@ pub struct StoreStats {
     pub total_clusters: u64,
     /// Of these, the ones that no volume has.
     pub free_clusters: u64,
+    /// Volumes, also those that have no bdev.
+    pub volumes: usize,
 }
 
 /// The identity of an lvstore; see the [module's documentation](super).
@@ -157,13 +159,15 @@ impl LvolStore {
     pub async fn stats(&self) -> Result<StoreStats> {
         let store = self.clone();
         on_metadata_thread(move || async move {
-            let info = lookup::store_info(store.raw("read lvstore")?);
+            let raw = store.raw("read lvstore")?;
+            let info = lookup::store_info(raw);
             Ok(StoreStats {
                 // SAFETY: the base bdev's name is a C string that lives as long as it.
                 base_bdev: unsafe { lookup::text_of(info.base_bdev) }.unwrap_or_default(),
                 cluster_size: info.cluster_size,
                 total_clusters: info.total_clusters,
                 free_clusters: info.free_clusters,
+                volumes: lookup::list_lvols(raw).len(),
             })
         })
         .await

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::store::c_name;
 use super::{LvolStore, checksum, lookup, on_metadata_thread};
+use crate::bdev::{Bdev, Descriptor, Mode};
 use crate::op::{self, Submitted};
 use crate::{Error, Result};
 
@@ -120,21 +121,28 @@ impl Lvol {
         .await
     }
 
-    /// The snapshots beneath, the nearest first.
+    /// The volume's block device, as it is now: to open it on the app thread, and for its
+    /// [statistics](Bdev::stats).
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound): it is gone.
-    pub async fn ancestors(&self) -> Result<Vec<Self>> {
-        let mut lvol = self.clone();
+    /// [`NotFound`](crate::ErrorKind::NotFound): the volume is gone, or has no bdev.
+    pub async fn bdev(&self) -> Result<Bdev> {
+        let lvol = self.clone();
         on_metadata_thread(move || async move {
-            let mut ancestors = Vec::new();
-            while let Some(parent) = lvol.info().await?.parent {
-                lvol = lvol.store.lvol(&parent).await?;
-                ancestors.push(lvol.clone());
-            }
-            Ok(ancestors)
+            open_lvol("find bdev of lvol", &lvol)?;
+            Bdev::find(&lvol.uuid.to_string())
         })
         .await
+    }
+
+    /// Opens the volume's block device for the current spdk_thread.
+    ///
+    /// # Errors
+    /// As [`Bdev::open`]; [`NotFound`](crate::ErrorKind::NotFound): the volume is gone, or has no
+    /// bdev.
+    #[doc(alias = "spdk_bdev_open_ext")]
+    pub fn open(&self, mode: Mode) -> Result<Descriptor> {
+        Descriptor::open(&self.uuid.to_string(), mode)
     }
 
     /// Takes a snapshot: it gets the data that the volume has now, the volume becomes its clone.
