@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     runtime.run(hello(file))?
 }
 
-async fn hello(file: PathBuf) -> Result<()> {
+pub async fn hello(file: PathBuf) -> Result<()> {
     bdev::aio::create("disk", &file, 4096).context("no block device")?;
     let options = StoreOptions::default().cluster_size(1 << 20);
     let store = LvolStore::create("disk", "lvs", options).await?;
