@@ -32,6 +32,7 @@ fn main() -> Result<()> {
     runtime.run(hello(file))?
 }
 
+/// What it shows.
 pub async fn hello(file: PathBuf) -> Result<()> {
     bdev::aio::create("disk", &file, 4096).context("no block device")?;
     let options = StoreOptions::default().cluster_size(1 << 20);

@@ -37,6 +37,7 @@ fn main() -> Result<()> {
     runtime.run(example(file))?
 }
 
+/// What it shows.
 pub async fn example(file: PathBuf) -> Result<()> {
     // The delay, which is none yet, will make the disk slow enough to see who holds what.
     bdev::aio::create("disk", &file, 4096).context("no block device")?;

@@ -292,3 +292,45 @@ fn two_clones_and_two_destroys() {
         granted(&disk, snap, &vol).await
     });
 }
+
+/// Every operation that is refused says by which other one.
+#[test]
+fn refusals_name_the_operation() {
+    scenario("refusals_name_the_operation", |disk| async move {
+        let (_store, vol, snap) = volume_on(&disk).await?;
+        slow(true)?;
+        let inflated = vol.clone();
+        let job = spawn(async move { inflated.inflate().await });
+        sleep(Duration::from_millis(20)).await;
+        let refusals = [
+            vol.snapshot("other").await.err(),
+            vol.inflate().await.err(),
+            vol.decouple_parent().await.err(),
+            vol.resize(32 * MIB).await.err(),
+            vol.set_xattr("note", b"x").await.err(),
+        ];
+        for refusal in refusals {
+            let refusal = refusal.context("it is held")?;
+            ensure!(refusal.kind() == ErrorKind::Busy, "{refusal}");
+            ensure!(
+                refusal.to_string().contains("inflate in progress on vol"),
+                "{refusal}"
+            );
+        }
+        let summed = snap.clone();
+        let sum = spawn(async move { summed.checksum().await });
+        sleep(Duration::from_millis(20)).await;
+        let refusal = snap.clone_to("other").await.unwrap_err();
+        ensure!(
+            refusal.to_string().contains("checksum in progress on snap"),
+            "{refusal}"
+        );
+        slow(false)?;
+        timeout(LIMIT, job).await???;
+        timeout(LIMIT, sum).await???;
+        // Refused for another reason, it does not.
+        let refusal = vol.snapshot("snap").await.unwrap_err();
+        ensure!(refusal.kind() == ErrorKind::AlreadyExists && !refusal.to_string().contains("progress"));
+        Ok(())
+    });
+}

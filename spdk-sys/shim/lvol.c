@@ -253,6 +253,12 @@ shim_blob_put(struct spdk_blob *blob, spdk_blob_op_complete cb_fn, void *cb_arg)
 {
 	spdk_rs_blob_put(blob, cb_fn, cb_arg);
 }
+
+const char *
+shim_lvol_operation(struct spdk_lvol *lvol)
+{
+	return spdk_rs_lvol_operation(lvol);
+}
 #else
 void
 shim_blob_write_xattr(struct spdk_blob *blob, const char *name, const void *value,
@@ -276,5 +282,11 @@ void
 shim_blob_put(struct spdk_blob *blob, spdk_blob_op_complete cb_fn, void *cb_arg)
 {
 	spdk_blob_close(blob, cb_fn, cb_arg);
+}
+
+const char *
+shim_lvol_operation(struct spdk_lvol *lvol)
+{
+	return NULL;
 }
 #endif

@@ -77,6 +77,9 @@ bool shim_blob_cluster_is_allocated(struct spdk_blob *blob, uint64_t cluster);
 int shim_blob_lock(struct spdk_blob *blob, const char *operation);
 void shim_blob_unlock(struct spdk_blob *blob);
 
+/** Which operation keeps others away from the lvol; NULL if none does, or this SPDK can not tell. */
+const char *shim_lvol_operation(struct spdk_lvol *lvol);
+
 /** See spdk_rs_blob_write_xattr(). Without the patches that put the old value back, an error leaves the
  * new one in memory. */
 void shim_blob_write_xattr(struct spdk_blob *blob, const char *name, const void *value,

@@ -107,6 +107,71 @@ fn not_held_by_a_checksum_of_its_snapshot() -> Result<()> {
     stand.finish()
 }
 
+/// What else is refused says so in the same way as a deletion.
+#[test]
+fn refusals_say_who_holds_it() -> Result<()> {
+    let mut stand = Stand::new()?;
+    stand.snapshot("snap")?;
+    let name = json!({"name": "lvs/vol"});
+    let job = stand.begin(("bdev_lvol_inflate", name.clone()))?;
+    let refused = [
+        ("bdev_lvol_inflate", name.clone()),
+        ("bdev_lvol_decouple_parent", name.clone()),
+        ("bdev_lvol_resize", json!({"name": "lvs/vol", "size": 12 << 20})),
+        (
+            "bdev_lvol_snapshot",
+            json!({"lvol_name": "lvs/vol", "snapshot_name": "other"}),
+        ),
+    ];
+    let expected = json!({"lvol": "lvs/vol", "reason": "locked", "operation": "inflate", "holder": "vol"});
+    for answer in stand.burst(&refused)?.answers()? {
+        ensure!(is_busy(&answer), "{answer:?}");
+        let error = answer.unwrap_err();
+        ensure!(error["code"] == -32602 && error["data"] == expected, "{error}");
+    }
+    stand.slow(0)?;
+    ensure!(is_done(&job.answer()?));
+
+    let sum = json!({"name": "lvs/snap"});
+    let job = stand.begin(("bdev_lvol_register_snapshot_checksum", sum.clone()))?;
+    let clone = json!({"snapshot_name": "lvs/snap", "clone_name": "new"});
+    let answers = stand.burst(&[
+        ("bdev_lvol_clone", clone),
+        ("bdev_lvol_register_snapshot_checksum", sum),
+    ])?;
+    for answer in answers.answers()? {
+        let error = answer.unwrap_err();
+        ensure!(error["message"] == "Device or resource busy", "{error}");
+        ensure!(
+            error["data"]["operation"] == "checksum" && error["data"]["holder"] == "snap",
+            "{error}"
+        );
+    }
+    stand.slow(0)?;
+    ensure!(is_done(&job.answer()?));
+
+    // One that is going, and one that is not there.
+    stand.slow(10)?;
+    let rename = |name: &str| ("bdev_lvol_rename", json!({"old_name": name, "new_name": "new"}));
+    let read_only = ("bdev_lvol_set_read_only", name);
+    let calls = [delete("vol"), rename("lvs/vol"), read_only, rename("lvs/none")];
+    let answers = stand.burst(&calls)?.answers()?;
+    ensure!(is_done(&answers[0]), "{answers:?}");
+    for answer in &answers[1..3] {
+        ensure!(is_busy(answer), "{answers:?}");
+        ensure!(
+            answer.as_ref().unwrap_err()["data"]["operation"] == "delete",
+            "{answers:?}"
+        );
+    }
+    ensure!(
+        answers[3].as_ref().unwrap_err().get("data").is_none(),
+        "{answers:?}"
+    );
+    stand.slow(0)?;
+    stand.finish()
+}
+
 /// A snapshot cannot go while a clone of it is being made; with two clones it may not go at all.
 #[test]
 fn held_by_a_clone_of_it() -> Result<()> {

@@ -8,7 +8,8 @@ use std::ptr::NonNull;
 
 use spdk_sys::{spdk_blob, spdk_blob_store};
 
-use super::{Lvol, volume};
+use super::Lvol;
+use super::volume::{explain_busy, open_lvol};
 use crate::op::{self, Submitted};
 use crate::{Error, Result, guard};
 
@@ -28,7 +29,7 @@ impl HeldBlob {
     /// `EBUSY`: somebody holds it.
     pub(super) async fn open(what: &'static str, lvol: &Lvol, operation: &'static CStr) -> Result<Self> {
         let device = lvol.to_string();
-        let raw = volume::open_lvol(what, lvol)?;
+        let raw = open_lvol(what, lvol)?;
         // SAFETY: the lvol was found in this very step.
         let (bs, id) = unsafe {
             (
@@ -43,7 +44,7 @@ impl HeldBlob {
             Submitted::Pending
         })
         .await;
-        Error::check(what, &device, rc)?;
+        Error::check(what, &device, rc).map_err(|error| explain_busy(error, lvol))?;
         let blob = Error::check_ptr(what, &device, blob, libc::ENODEV)?;
         let mut held = Self {
             locked: false,
@@ -51,20 +52,18 @@ impl HeldBlob {
             blob,
             device,
         };
-        held.lock(what, operation)?;
+        held.lock(what, lvol, operation)?;
         Ok(held)
     }
 
-    fn lock(&mut self, what: &'static str, operation: &'static CStr) -> Result<()> {
+    fn lock(&mut self, what: &'static str, lvol: &Lvol, operation: &'static CStr) -> Result<()> {
         // SAFETY: the blob is open, this is its metadata thread; the name is static.
         let rc = unsafe { spdk_sys::shim_blob_lock(self.blob.as_ptr(), operation.as_ptr()) };
         self.locked = rc == 0;
         match -rc {
-            libc::EBUSY => Err(Error::from_errno(what, &self.device, rc)
-                .with_detail("another operation on the volume is running")),
             libc::ENOTSUP => Err(Error::from_errno(what, &self.device, rc)
                 .with_detail("needs an SPDK with this project's patches")),
-            _ => Error::check(what, &self.device, rc),
+            _ => Error::check(what, &self.device, rc).map_err(|error| explain_busy(error, lvol)),
         }
     }
 

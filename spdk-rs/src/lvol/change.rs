@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use spdk_sys::spdk_lvol;
 
 use super::store::c_name;
-use super::volume::open_lvol;
+use super::volume::{explain_busy, open_lvol};
 use super::{Lvol, on_metadata_thread};
 use crate::op::{self, RcCallback, Submitted};
 use crate::{Error, Result};
@@ -80,7 +80,7 @@ impl Lvol {
                 Submitted::Pending
             })
             .await;
-            Error::check(what, lvol.to_string(), rc)
+            Error::check(what, lvol.to_string(), rc).map_err(|error| explain_busy(error, &lvol))
         })
         .await
     }

@@ -21,10 +21,11 @@
 use std::future::Future;
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::{Lvol, LvolStore, Uuid, stop_checksum};
 use crate::rpc::{self, RpcError, When};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -93,8 +94,17 @@ where
     R: Serialize + 'static,
 {
     rpc::register(name, When::Running, move |params: Params| async move {
-        let answer = async { handler(Lvol::find(&params.name).await?).await };
-        answer.await.map_err(|error| coded(&error))
+        let lvol = Lvol::find(&params.name).await.map_err(|error| coded(&error))?;
+        let answer = handler(lvol.clone()).await;
+        answer.map_err(|error| match lvol.operation() {
+            Some(operation) if error.kind() == ErrorKind::Busy => coded(&error).with_data(json!({
+                "lvol": lvol.to_string(),
+                "reason": "locked",
+                "operation": operation,
+                "holder": lvol.name(),
+            })),
+            _ => coded(&error),
+        })
     })
 }
 

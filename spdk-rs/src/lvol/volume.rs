@@ -181,7 +181,7 @@ impl Lvol {
                 Submitted::Pending
             })
             .await;
-            Error::check(what, device, rc)?;
+            Error::check(what, device, rc).map_err(|error| explain_busy(error, &from))?;
             from.store.lvol(&name).await
         })
         .await
@@ -221,7 +221,7 @@ impl Lvol {
                 Submitted::Pending
             })
             .await;
-            Error::check(what, lvol.to_string(), rc)
+            Error::check(what, lvol.to_string(), rc).map_err(|error| explain_busy(error, &lvol))
         })
         .await
     }
@@ -265,6 +265,15 @@ impl Lvol {
     }
 }
 
+impl Lvol {
+    /// The operation that keeps others away. On the metadata thread only.
+    pub(super) fn operation(&self) -> Option<String> {
+        let raw = lookup::find_lvol("read lvol", self).ok()?;
+        // SAFETY: the lvol is listed; the operation's name is null or a static C string.
+        unsafe { lookup::text_of(spdk_sys::shim_lvol_operation(raw.as_ptr())) }
+    }
+}
+
 type DeriveFn = unsafe extern "C" fn(
     *mut spdk_lvol,
     *const std::ffi::c_char,
@@ -278,6 +287,17 @@ type CopyUpFn = unsafe extern "C" fn(*mut spdk_lvol, spdk_sys::spdk_lvol_op_comp
 impl fmt::Display for Lvol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.store, self.name)
+    }
+}
+
+/// An operation on a volume that was refused as busy says by which other one it is held. On the
+/// metadata thread only.
+pub(super) fn explain_busy(error: Error, lvol: &Lvol) -> Error {
+    match lvol.operation() {
+        Some(operation) if error.errno() == libc::EBUSY => {
+            error.with_detail(format!("{operation} in progress on {}", lvol.name))
+        }
+        _ => error,
     }
 }
 
