@@ -66,6 +66,49 @@ shim_lvs_info(struct spdk_lvol_store *lvs, struct shim_lvs_info *info)
 	info->free_clusters = spdk_bs_free_cluster_count(lvs->blobstore);
 }
 
+#if SHIM_RESERVES
+uint32_t
+shim_lvs_get_used(struct spdk_lvol_store *lvs, enum shim_bs_list list, uint8_t *bits, size_t len)
+{
+	static const enum spdk_rs_bs_list lists[] = {
+		[SHIM_BS_USED_PAGES] = SPDK_RS_BS_USED_PAGES,
+		[SHIM_BS_USED_CLUSTERS] = SPDK_RS_BS_USED_CLUSTERS,
+		[SHIM_BS_USED_BLOBS] = SPDK_RS_BS_USED_BLOBS,
+	};
+
+	return spdk_rs_bs_get_used(lvs->blobstore, lists[list], bits, len);
+}
+
+bool
+shim_lvs_is_busy(struct spdk_lvol_store *lvs)
+{
+	struct spdk_lvol *lvol;
+	uint64_t open = 0;
+
+	TAILQ_FOREACH(lvol, &lvs->lvols, link) {
+		if (lvol->action_in_progress) {
+			return true;
+		}
+		/* However often an lvol is open, its blob is once. */
+		open += lvol->ref_count > 0;
+	}
+
+	return !TAILQ_EMPTY(&lvs->pending_lvols) || spdk_rs_bs_is_held(lvs->blobstore, open);
+}
+#else
+uint32_t
+shim_lvs_get_used(struct spdk_lvol_store *lvs, enum shim_bs_list list, uint8_t *bits, size_t len)
+{
+	return 0;
+}
+
+bool
+shim_lvs_is_busy(struct spdk_lvol_store *lvs)
+{
+	return false;
+}
+#endif
+
 struct spdk_lvol *
 shim_lvol_next(struct spdk_lvol_store *lvs, struct spdk_lvol *prev)
 {

@@ -46,6 +46,20 @@ struct shim_lvol_info {
 struct spdk_lvol_store *shim_lvs_next(struct spdk_lvol_store *prev);
 void shim_lvs_info(struct spdk_lvol_store *lvs, struct shim_lvs_info *info);
 
+/** Lists of what a blobstore has noted as used. */
+enum shim_bs_list {
+	SHIM_BS_USED_PAGES,
+	SHIM_BS_USED_CLUSTERS,
+	SHIM_BS_USED_BLOBS,
+};
+
+/** Copies a list, a bit for each. Returns how many bits it has; 0 if this SPDK cannot tell. */
+uint32_t shim_lvs_get_used(struct spdk_lvol_store *lvs, enum shim_bs_list list, uint8_t *bits,
+			   size_t len);
+
+/** Whether an operation on the lvstore or on one of its lvols is under way. */
+bool shim_lvs_is_busy(struct spdk_lvol_store *lvs);
+
 /** The first lvol of the lvstore, and the next. NULL at the end. */
 struct spdk_lvol *shim_lvol_next(struct spdk_lvol_store *lvs, struct spdk_lvol *prev);
 void shim_lvol_info(struct spdk_lvol *lvol, struct shim_lvol_info *info);

@@ -158,6 +158,16 @@ pub(super) fn list_lvols(store: NonNull<spdk_lvol_store>) -> Vec<Lvol> {
     lvols_of(store).map(|lvol| lvol_identity(store, lvol)).collect()
 }
 
+/// The lvols of a store, each with the id of its blob.
+pub(super) fn list_blobs(store: NonNull<spdk_lvol_store>) -> Vec<(u64, Lvol)> {
+    let blob = |lvol: NonNull<spdk_lvol>| {
+        // SAFETY: the lvol is listed.
+        let id = unsafe { spdk_sys::shim_lvol_blob_id(lvol.as_ptr()) };
+        (id, lvol_identity(store, lvol))
+    };
+    lvols_of(store).map(blob).collect()
+}
+
 /// The names of an lvol's clones.
 pub(super) fn clone_names(lvol: NonNull<spdk_lvol>) -> Vec<String> {
     // SAFETY: the lvol is listed; with room for none the function only counts.

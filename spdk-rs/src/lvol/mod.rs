@@ -39,6 +39,7 @@
 
 mod blob;
 mod change;
+pub mod check;
 mod checksum;
 mod destroy;
 mod destroy_when_idle;
