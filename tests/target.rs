@@ -395,6 +395,7 @@ fn it_has_the_methods_of_spdks_own_target() -> Result<()> {
         "bdev_lvol_register_snapshot_checksum",
         "bdev_lvol_get_snapshot_checksum",
         "bdev_lvol_stop_snapshot_checksum",
+        "bdev_lvol_check_lvstore",
         "bdev_wait_for_examine",
     ] {
         assert!(methods.contains(added), "{added} is missing");

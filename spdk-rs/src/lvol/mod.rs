@@ -35,6 +35,10 @@
 //! ([`destroy_keeps_busy_volumes`] is false) a busy volume is thrown away in memory and comes
 //! back with the next load; the error says so then ([`DestroyError::Vanished`]).
 //!
+//! # Checking
+//!
+//! [`check`] reads what lies on a store's disk, and says what is wrong with it.
+//!
 //! What may not be done here: hold a pointer to a C lvol across an `await`.
 
 mod blob;

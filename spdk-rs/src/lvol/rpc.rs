@@ -1,5 +1,5 @@
 //! Volumes over JSON-RPC: the methods for checksums that Longhorn's SPDK has, and a list of later
-//! SPDK's, with the same answers.
+//! SPDK's, with the same answers; and checks of stores.
 //!
 //! | method | answer |
 //! |---|---|
@@ -17,13 +17,21 @@
 //! "is_degraded", "lvs": {"name", "uuid"}}`. It is degraded if it has no bdev: it could not be opened
 //! or shown, or is being removed, and what else it is is not known then. (There are no clones of
 //! external snapshots in SPDK v20.07.)
+//!
+//! `bdev_lvol_check_lvstore` with one of `lvs_name`, `uuid` (both: of a loaded store) and `bdev_name`
+//! answers with a [`Report`](super::check::Report): what was found is in `findings`, each with its
+//! `remedy`, and a `text` for people. With `bdev_name` and `"repair": true` it repairs a store that is
+//! not loaded ([`Repair`](super::check::Repair)), and answers with what was done, and a report before and
+//! after it. What is to be decided blob by blob is in the lists `adopt` and `forget` (ids of blobs),
+//! `rename` (`{blob, name}`) and `set_uuid` (`{blob, uuid}`). The code of an error is the negative errno
+//! here, too; the member `data.reason` of the error says why.
 
 use std::future::Future;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Lvol, LvolStore, Uuid, stop_checksum};
+use super::{Lvol, LvolStore, Uuid, check, stop_checksum};
 use crate::rpc::{self, RpcError, When};
 use crate::{Error, ErrorKind, Result};
 
@@ -84,7 +92,8 @@ pub fn register() -> Result<()> {
     method("bdev_lvol_stop_snapshot_checksum", |lvol| async move {
         stop_checksum(&lvol).await?;
         Ok(true)
-    })
+    })?;
+    check::rpc::register()
 }
 
 fn method<H, F, R>(name: &str, handler: H) -> Result<()>

@@ -7,6 +7,7 @@ mod common;
 
 mod damages;
 mod image;
+mod rpc;
 mod shop;
 
 use std::collections::BTreeSet;

@@ -44,6 +44,7 @@ mod judge;
 mod loaded;
 mod repair;
 mod report;
+pub(super) mod rpc;
 mod survey;
 mod units;
 

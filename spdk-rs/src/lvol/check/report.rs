@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
-use super::findings::{BlobName, Finding};
+use super::findings::{BlobName, Finding, Remedy};
 use super::judge::name_of;
 use super::survey::Survey;
 
@@ -37,7 +37,24 @@ pub struct Report {
     /// The volumes that the store has.
     pub volumes: Vec<VolumeReport>,
     /// What is wrong with it.
+    #[serde(serialize_with = "told")]
     pub findings: Vec<Finding>,
+}
+
+/// Each finding with its remedy, and as a sentence.
+fn told<S: Serializer>(findings: &[Finding], serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Told<'a> {
+        #[serde(flatten)]
+        finding: &'a Finding,
+        remedy: Remedy,
+        text: String,
+    }
+    serializer.collect_seq(findings.iter().map(|finding| Told {
+        finding,
+        remedy: finding.remedy(),
+        text: finding.to_string(),
+    }))
 }
 
 /// A volume, as its metadata say.
