@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use spdk_rs::bdev::delay::Latency;
 use spdk_rs::bdev::{aio, delay};
+use spdk_rs::lvol::check::check_file;
 use spdk_rs::lvol::{LvolInfo, LvolStore, StoreOptions};
 
 use super::{isolated, run};
@@ -33,12 +34,17 @@ pub async fn store_on(disk: &Path) -> Result<LvolStore> {
     Ok(LvolStore::create("slow0", "lvs", options).await?)
 }
 
-/// Loads the store of [`store_on`] anew, from the file alone.
+/// Loads the store of [`store_on`] anew, from the file alone. Nothing is wrong with it, unloaded or loaded.
 pub async fn load_anew(disk: &Path) -> Result<LvolStore> {
     delay::delete("slow0").await?;
     aio::delete("aio0").await?;
+    let report = check_file(disk)?;
+    ensure!(report.is_clean() && !report.recovery_due, "unloaded: {report}");
     aio::create("aio0", disk, 4096)?;
-    Ok(LvolStore::load("aio0").await?)
+    let store = LvolStore::load("aio0").await?;
+    let report = store.check().await?;
+    ensure!(report.is_clean(), "loaded anew: {report}");
+    Ok(store)
 }
 
 /// The volumes are as they were `before` the store was loaded anew.

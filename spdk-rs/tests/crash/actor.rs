@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use spdk_rs::bdev::{Bdev, Mode};
 use spdk_rs::bdev_module::Registered;
 use spdk_rs::buf::DmaBuf;
+use spdk_rs::lvol::check::{Finding, Remedy, check_file};
 use spdk_rs::lvol::{Lvol, LvolStore, Provisioning, StoreOptions};
 
 use super::common::random::Random;
@@ -115,15 +116,37 @@ impl Place {
         })
     }
 
+    /// Loads the store. Nothing is wrong with it before, but what a load mends, and nothing afterwards.
     pub async fn load(path: &Path) -> Result<Self> {
+        Self::load_despite(path, |_| false).await
+    }
+
+    /// The same, with findings that are no wonder.
+    pub async fn load_despite(path: &Path, expected: impl Fn(&Finding) -> bool) -> Result<Self> {
+        let report = check_file(path)?;
+        let mended = |finding: &Finding| finding.remedy() == Remedy::Load;
+        let mut findings = report.findings.iter();
+        ensure!(
+            findings.all(|finding| mended(finding) || expected(finding)),
+            "before it is loaded: {report}"
+        );
         let disk = FileDisk::open(path)?;
         let registered = disk.register("disk0")?;
         let store = LvolStore::load("disk0").await?;
-        Ok(Self {
+        let place = Self {
             disk,
             registered,
             store,
-        })
+        };
+        place.check(expected).await.context("loaded")?;
+        Ok(place)
+    }
+
+    /// What the store has in memory, and what lies on its disk, are the same.
+    pub async fn check(&self, expected: impl Fn(&Finding) -> bool) -> Result<()> {
+        let report = self.store.check().await?;
+        ensure!(report.findings.iter().all(expected), "{report}");
+        Ok(())
     }
 
     /// Takes the disk away under the store.

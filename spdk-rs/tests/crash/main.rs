@@ -10,6 +10,7 @@ mod common;
 
 mod actor;
 mod disk;
+mod notes;
 mod steps;
 mod volumes;
 

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use spdk_rs::lvol::check::Finding;
 
 use super::actor::{Line, Place, Report};
 use super::disk::Fault;
@@ -37,7 +38,7 @@ fn fill(vol: &str, clusters: &[u64], id: u64) -> Op {
     }
 }
 
-fn snapshot(vol: &str, name: &str) -> Op {
+pub fn snapshot(vol: &str, name: &str) -> Op {
     let (vol, name) = (vol.into(), name.into());
     Op::Snapshot { vol, name }
 }
@@ -47,7 +48,7 @@ fn destroy(vol: &str) -> Op {
 }
 
 /// A volume on two snapshots, each with something of its own.
-fn chain() -> Vec<Op> {
+pub fn chain() -> Vec<Op> {
     vec![
         create("0-vol", 4, true),
         fill("0-vol", &[0, 1], 100),
@@ -236,6 +237,7 @@ async fn one_step() -> Result<()> {
             if !answered && !is_done(&case.op, &before, &report) {
                 place.perform(&case.op).await.context("again")?;
                 check(&place.report().await?, &[after]).context("again")?;
+                place.check(|_| false).await.context("again")?;
             }
         }
     }
@@ -311,15 +313,23 @@ async fn failures(case: &Case, place: &Path) -> Result<(u64, Vec<(u64, u64)>)> {
         } else {
             ensure!(lost == 0, "{}", context("clusters are lost"));
         }
+        // So is a note that could not be taken back.
+        let is_left = |finding: &Finding| {
+            use Finding::{InterruptedSnapshot, Leaked};
+            done && matches!(finding, Leaked { .. } | InterruptedSnapshot { taken: true, .. })
+        };
+        place.check(is_left).await.with_context(|| context("then"))?;
         place.leave().await?;
 
-        let place = Place::load(&disk).await.with_context(|| context("loaded"))?;
+        let place = Place::load_despite(&disk, is_left).await;
+        let place = place.with_context(|| context("loaded"))?;
         let report = place.report().await.with_context(|| context("loaded"))?;
         check_volumes(&report, is).with_context(|| context("loaded"))?;
         if !done {
             report.check_space().with_context(|| context("loaded"))?;
             place.perform(&case.op).await.with_context(|| context("again"))?;
             check(&place.report().await?, std::slice::from_ref(&after)).with_context(|| context("again"))?;
+            place.check(is_left).await.with_context(|| context("again"))?;
         }
         place.leave().await?;
         if came_through {
