@@ -199,6 +199,39 @@ fn opened_while_it_shrinks() {
 }
 
 #[test]
+fn nothing_and_something_again() {
+    scenario("nothing_and_something_again", |disk| async move {
+        let store = store_on(&disk).await?;
+        let free = store.stats().await?.free_clusters;
+        let other = store.create_lvol("other", 2 * MIB, Provisioning::Thick).await?;
+        let thick = store.create_lvol("thick", 4 * MIB, Provisioning::Thick).await?;
+        let thin = store.create_lvol("thin", 4 * MIB, Provisioning::Thin).await?;
+        for vol in [&thick, &thin] {
+            fill(vol, 3).await?;
+            vol.resize(0).await?;
+            ensure!(vol.info().await?.size == 0 && vol.allocated_clusters().await?.is_empty());
+        }
+        ensure!(store.stats().await?.free_clusters == free - 2);
+        for vol in [&thick, &thin] {
+            vol.resize(3 * MIB).await?;
+            fill(vol, 1).await?;
+        }
+
+        let store = load_anew(&disk).await?;
+        ensure!(thick.allocated_clusters().await? == [0, 1, 2]);
+        ensure!(thin.allocated_clusters().await? == [1]);
+        ensure!(other.allocated_clusters().await? == [0, 1]);
+        ensure!(store.stats().await?.free_clusters == free - 6);
+        for vol in [thick, thin] {
+            vol.resize(0).await?;
+            vol.destroy().await?;
+        }
+        ensure!(store.stats().await?.free_clusters == free - 2);
+        Ok(())
+    });
+}
+
+#[test]
 fn read_only_volumes_and_relations() {
     scenario("read_only_volumes_and_relations", |disk| async move {
         let store = store_on(&disk).await?;
