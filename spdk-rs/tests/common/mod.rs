@@ -15,6 +15,9 @@ use std::future::Future;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
 
 use spdk_rs::Runtime;
 use spdk_rs::runtime::Builder;
@@ -51,6 +54,32 @@ pub fn run_child(name: &str, env: &[(&str, &str)]) -> Output {
     let _alone = Alone::enter();
     let child = child_command(name, env).stdin(Stdio::null()).output();
     child.expect("this binary can be started again")
+}
+
+/// The same, for at most so long; `None` if it had to be killed.
+pub fn run_child_for(name: &str, env: &[(&str, &str)], limit: Duration) -> Option<Output> {
+    let _alone = Alone::enter();
+    let mut command = child_command(name, env);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = command.spawn().expect("this binary can be started again");
+    let pid = child.id() as libc::pid_t;
+    let (sender, ended) = channel();
+    let output = thread::spawn(move || {
+        let output = child.wait_with_output();
+        let _ = sender.send(());
+        output
+    });
+    let in_time = ended.recv_timeout(limit).is_ok();
+    if !in_time {
+        // SAFETY: sends a signal. The thread has not told yet that the process has ended; if it is
+        // just about to, its number is not another's so soon.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+    let output = output.join().expect("the thread only waits");
+    in_time.then(|| output.expect("what it printed"))
 }
 
 /// The command for a test of this binary in a process of its own.

@@ -1,27 +1,19 @@
-//! What a process does with a store: finds out what there is, and works on it.
+//! What a process that works on a store says, and chooses.
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
-use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use spdk_rs::bdev::{Bdev, Mode};
-use spdk_rs::bdev_module::Registered;
-use spdk_rs::buf::DmaBuf;
-use spdk_rs::lvol::check::{Finding, Remedy, check_file};
-use spdk_rs::lvol::{Lvol, LvolStore, Provisioning, StoreOptions};
 
 use super::common::random::Random;
-use super::disk::FileDisk;
-use super::volumes::{CELLS, Family, Found, GARBAGE, Op};
+use super::store::place::{Report, Shape};
+use super::store::volumes::{CELLS, Family, Found, Op};
 
-pub const CLUSTER: u64 = 256 << 10;
-/// Of each cell, only its first block is used.
-const CELL: u64 = CLUSTER / CELLS;
-const BLOCK: usize = 4096;
-const DISK: u64 = 48 << 20;
+pub const SHAPE: Shape = Shape {
+    cluster: 256 << 10,
+    disk: 48 << 20,
+};
 
 /// What a process tells the test that has started it.
 #[derive(Debug, Deserialize, Serialize)]
@@ -32,13 +24,6 @@ pub enum Line {
     Begins(usize, Op),
     Done(usize),
     Failed(usize, String),
-}
-
-#[derive(Debug, Deserialize, Serialize)]
-pub struct Report {
-    pub clusters: u64,
-    pub free: u64,
-    pub volumes: Vec<Found>,
 }
 
 impl Line {
@@ -60,202 +45,18 @@ impl Line {
     }
 }
 
-impl Report {
-    /// The volumes of a lane.
-    pub fn of_lane(&self, lane: usize) -> Vec<Found> {
-        let prefix = prefix(lane);
-        let volumes = self.volumes.iter();
-        volumes
-            .filter(|volume| volume.name.starts_with(&prefix))
-            .cloned()
-            .collect()
-    }
-
-    /// Whether no cluster belongs to nobody, or to two. Says how many belong to nobody.
-    pub fn lost_clusters(&self) -> Result<u64> {
-        let used: usize = self.volumes.iter().map(|volume| volume.own.len()).sum();
-        let (free, used) = (self.free, used as u64);
-        ensure!(
-            free + used <= self.clusters,
-            "{free} of {} clusters are free, and volumes have {used}: some are there twice",
-            self.clusters
-        );
-        Ok(self.clusters - free - used)
-    }
-
-    pub fn check_space(&self) -> Result<()> {
-        let lost = self.lost_clusters()?;
-        ensure!(lost == 0, "{lost} clusters are lost");
-        Ok(())
-    }
+/// The volumes of a lane.
+pub fn of_lane(report: &Report, lane: usize) -> Vec<Found> {
+    let prefix = prefix(lane);
+    let volumes = report.volumes.iter();
+    volumes
+        .filter(|volume| volume.name.starts_with(&prefix))
+        .cloned()
+        .collect()
 }
 
 pub fn prefix(lane: usize) -> String {
     format!("{lane}-")
-}
-
-/// A store on a disk in a file.
-pub struct Place {
-    pub disk: Arc<FileDisk>,
-    registered: Registered,
-    pub store: LvolStore,
-}
-
-impl Place {
-    /// Makes the file and the store.
-    pub async fn create(path: &Path) -> Result<Self> {
-        std::fs::File::create(path)?.set_len(DISK)?;
-        let disk = FileDisk::open(path)?;
-        let registered = disk.register("disk0")?;
-        let options = StoreOptions::default().cluster_size(CLUSTER as u32);
-        let store = LvolStore::create("disk0", "lvs", options).await?;
-        Ok(Self {
-            disk,
-            registered,
-            store,
-        })
-    }
-
-    /// Loads the store. Nothing is wrong with it before, but what a load mends, and nothing afterwards.
-    pub async fn load(path: &Path) -> Result<Self> {
-        Self::load_despite(path, |_| false).await
-    }
-
-    /// The same, with findings that are no wonder.
-    pub async fn load_despite(path: &Path, expected: impl Fn(&Finding) -> bool) -> Result<Self> {
-        let report = check_file(path)?;
-        let mended = |finding: &Finding| finding.remedy() == Remedy::Load;
-        let mut findings = report.findings.iter();
-        ensure!(
-            findings.all(|finding| mended(finding) || expected(finding)),
-            "before it is loaded: {report}"
-        );
-        let disk = FileDisk::open(path)?;
-        let registered = disk.register("disk0")?;
-        let store = LvolStore::load("disk0").await?;
-        let place = Self {
-            disk,
-            registered,
-            store,
-        };
-        place.check(expected).await.context("loaded")?;
-        Ok(place)
-    }
-
-    /// What the store has in memory, and what lies on its disk, are the same.
-    pub async fn check(&self, expected: impl Fn(&Finding) -> bool) -> Result<()> {
-        let report = self.store.check().await?;
-        ensure!(report.findings.iter().all(expected), "{report}");
-        Ok(())
-    }
-
-    /// Takes the disk away under the store.
-    pub async fn leave(self) -> Result<()> {
-        Ok(self.registered.unregister().await?)
-    }
-
-    pub async fn report(&self) -> Result<Report> {
-        let stats = self.store.stats().await?;
-        let mut volumes = Vec::new();
-        for lvol in self.store.lvols().await? {
-            volumes.push(found(&lvol).await.with_context(|| lvol.to_string())?);
-        }
-        Ok(Report {
-            clusters: stats.total_clusters,
-            free: stats.free_clusters,
-            volumes,
-        })
-    }
-
-    pub async fn perform(&self, op: &Op) -> Result<()> {
-        let lvol = |name: &String| {
-            let (store, name) = (self.store.clone(), name.clone());
-            async move { store.lvol(&name).await }
-        };
-        match op {
-            Op::Create { vol, clusters, thin } => {
-                let provisioning = if *thin {
-                    Provisioning::Thin
-                } else {
-                    Provisioning::Thick
-                };
-                let size = clusters * CLUSTER;
-                self.store.create_lvol(vol, size, provisioning).await?;
-            }
-            Op::Write { vol, cells } => write(&lvol(vol).await?, cells).await?,
-            Op::Snapshot { vol, name } => {
-                lvol(vol).await?.snapshot(name).await?;
-            }
-            Op::Clone { vol, name } => {
-                lvol(vol).await?.clone_to(name).await?;
-            }
-            Op::Inflate { vol } => lvol(vol).await?.inflate().await?,
-            Op::Decouple { vol } => lvol(vol).await?.decouple_parent().await?,
-            Op::Resize { vol, clusters } => lvol(vol).await?.resize(clusters * CLUSTER).await?,
-            Op::Rename { vol, name } => {
-                lvol(vol).await?.rename(name).await?;
-            }
-            Op::ReadOnly { vol } => lvol(vol).await?.set_read_only().await?,
-            Op::Checksum { vol } => {
-                lvol(vol).await?.checksum().await?;
-            }
-            Op::Destroy { vol } => lvol(vol).await?.destroy().await?,
-        }
-        Ok(())
-    }
-}
-
-async fn found(lvol: &Lvol) -> Result<Found> {
-    let info = lvol.info().await?;
-    let descriptor = Bdev::find(&lvol.to_string())?.open(Mode::ReadOnly)?;
-    let channel = descriptor.channel()?;
-    let clusters = info.size / CLUSTER;
-    let mut cells = Vec::new();
-    let mut buf = DmaBuf::new(BLOCK)?;
-    for cell in 0..clusters * CELLS {
-        ((), buf) = channel.read(buf, cell * CELL).await.ok()?;
-        cells.push(identify(buf.as_slice(), cell));
-    }
-    drop(channel);
-    descriptor.close().await?;
-    Ok(Found {
-        name: info.name,
-        clusters,
-        thin: info.thin,
-        read_only: info.read_only,
-        parent: info.parent,
-        own: lvol.allocated_clusters().await?,
-        cells,
-    })
-}
-
-async fn write(lvol: &Lvol, cells: &[(u64, u64)]) -> Result<()> {
-    let descriptor = Bdev::find(&lvol.to_string())?.open(Mode::ReadWrite)?;
-    let channel = descriptor.channel()?;
-    let mut buf = DmaBuf::zeroed(BLOCK)?;
-    for (cell, id) in cells {
-        buf.as_mut_slice().copy_from_slice(&pattern(*cell, *id));
-        ((), buf) = channel.write(buf, cell * CELL).await.ok()?;
-    }
-    drop(channel);
-    Ok(descriptor.close().await?)
-}
-
-/// Says in every word what it is and where it belongs.
-fn pattern(cell: u64, id: u64) -> Vec<u8> {
-    let words = BLOCK as u64 / 16;
-    (0..words)
-        .flat_map(|word| [id, cell << 32 | word])
-        .flat_map(u64::to_le_bytes)
-        .collect()
-}
-
-fn identify(block: &[u8], cell: u64) -> u64 {
-    let id = u64::from_le_bytes(block[..8].try_into().expect("eight bytes"));
-    if id == 0 && block.iter().all(|byte| *byte == 0) {
-        return 0;
-    }
-    if block == pattern(cell, id) { id } else { GARBAGE }
 }
 
 /// Chooses what can be done, by a family that no other lane works on.

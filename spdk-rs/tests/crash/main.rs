@@ -7,12 +7,12 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/store/mod.rs"]
+mod store;
 
 mod actor;
-mod disk;
 mod notes;
 mod steps;
-mod volumes;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -22,12 +22,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use actor::{Chooser, Line, Place, Report};
+use actor::{Chooser, Line, SHAPE, of_lane};
 use anyhow::{Context, Result, bail, ensure};
 use common::random::Random;
 use common::{child_command, run};
 use spdk_rs::spawn;
-use volumes::{Family, Op};
+use store::place::{Place, Report};
+use store::volumes::{Family, Op};
 
 const LANES: usize = 2;
 /// For one step of a process, on a busy machine.
@@ -123,7 +124,7 @@ impl Lane {
 
     /// Takes what was found for what is, if it may be.
     fn find(&mut self, report: &Report, lane: usize) -> Result<()> {
-        let found = report.of_lane(lane);
+        let found = of_lane(&report, lane);
         let may_be = match self.unheard.take() {
             None => vec![self.family.clone()],
             Some(op) => {
@@ -228,11 +229,13 @@ fn one_life(
 async fn work_at_random() -> Result<()> {
     let cycle = number("CRASH_CYCLE").context("given")?;
     let place = match cycle {
-        0 => Place::create(&path()).await?,
-        _ => Place::load(&path()).await?,
+        0 => Place::create(&path(), SHAPE).await?,
+        _ => Place::load(&path(), SHAPE).await?,
     };
     let report = place.report().await?;
-    let families: Vec<_> = (0..LANES).map(|lane| Family::of(&report.of_lane(lane))).collect();
+    let families: Vec<_> = (0..LANES)
+        .map(|lane| Family::of(&of_lane(&report, lane)))
+        .collect();
     Line::Report(report).say()?;
     let place = Rc::new(place);
     let seed = number("CRASH_SEED").context("given")?;

@@ -5,11 +5,12 @@ use anyhow::{Context, Result, ensure};
 use spdk_rs::ErrorKind;
 use spdk_rs::lvol::check::Finding;
 
-use super::actor::Place;
+use super::actor::{SHAPE, of_lane};
 use super::common;
-use super::disk::Fault;
 use super::steps::{chain, snapshot};
-use super::volumes::{Family, Op};
+use super::store::disk::Fault;
+use super::store::place::Place;
+use super::store::volumes::{Family, Op};
 use crate::common::run;
 
 /// The write of a snapshot's root page that takes the note back, among the I/O of taking it as the first
@@ -26,13 +27,13 @@ async fn scenario() -> Result<()> {
     let place = tempfile::tempdir()?;
     let (disk, crashed) = (place.path().join("disk"), place.path().join("crashed"));
     let mut family = Family::default();
-    let store = Place::create(&disk).await?;
+    let store = Place::create(&disk, SHAPE).await?;
     for op in chain() {
         store.perform(&op).await?;
         family.apply(&op);
     }
     store.leave().await?;
-    let store = Place::load(&disk).await?;
+    let store = Place::load(&disk, SHAPE).await?;
     let taken = snapshot("0-vol", "0-more");
     store.disk.arm(Fault::Fail, LAST);
     store.perform(&taken).await.context("it is done all the same")?;
@@ -75,7 +76,7 @@ async fn scenario() -> Result<()> {
             family
         }),
     ] {
-        let store = Place::load_despite(disk, noted).await?;
+        let store = Place::load_despite(disk, SHAPE, noted).await?;
         family.check(&store.report().await?.of_lane(0))?;
         store.check(|_| false).await?;
         store.leave().await?;

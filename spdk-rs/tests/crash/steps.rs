@@ -6,9 +6,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use spdk_rs::lvol::check::Finding;
 
-use super::actor::{Line, Place, Report};
-use super::disk::Fault;
-use super::volumes::{CELLS, Family, Op};
+use super::actor::{Line, SHAPE, of_lane};
+use super::store::disk::Fault;
+use super::store::place::{Place, Report};
+use super::store::volumes::{CELLS, Family, Op};
 use super::{Actor, common, number, path};
 use crate::common::run;
 
@@ -113,7 +114,7 @@ fn cases() -> Vec<Case> {
 
 /// A disk as it is before a case's operation.
 async fn prepare(case: &Case, disk: &Path) -> Result<Family> {
-    let place = Place::create(disk).await?;
+    let place = Place::create(disk, SHAPE).await?;
     let mut family = Family::default();
     for op in &case.before {
         place.perform(op).await.with_context(|| format!("{op:?}"))?;
@@ -130,7 +131,7 @@ fn check(report: &Report, may_be: &[Family]) -> Result<()> {
 }
 
 fn check_volumes(report: &Report, may_be: &[Family]) -> Result<()> {
-    let found = report.of_lane(0);
+    let found = of_lane(&report, 0);
     let wrong: Vec<_> = may_be.iter().map(|family| family.check(&found)).collect();
     ensure!(wrong.iter().any(Result::is_ok), "{wrong:?}; found: {found:?}");
     Ok(())
@@ -147,7 +148,7 @@ fn is_done(op: &Op, before: &Family, report: &Report) -> bool {
             .map(|(name, volume)| (name.clone(), volume.parent.clone()))
             .collect()
     };
-    let found = names(&Family::of(&report.of_lane(0)));
+    let found = names(&Family::of(&of_lane(&report, 0)));
     names(before) != names(&after) && found == names(&after)
 }
 
@@ -212,14 +213,14 @@ async fn one_step() -> Result<()> {
             prepare(&case, &path()).await?;
         }
         "kill" => {
-            let place = Place::load(&path()).await?;
+            let place = Place::load(&path(), SHAPE).await?;
             place.disk.arm(Fault::Kill, nth);
             place.perform(&case.op).await?;
             place.disk.disarm();
             Line::Done(0).say()?;
         }
         _ => {
-            let place = Place::load(&path()).await?;
+            let place = Place::load(&path(), SHAPE).await?;
             let report = place.report().await?;
             let answered = nth == 1;
             let mut after = before.clone();
@@ -286,7 +287,7 @@ async fn failures(case: &Case, place: &Path) -> Result<(u64, Vec<(u64, u64)>)> {
     after.apply(&case.op);
     for nth in 1..MANY {
         std::fs::copy(&base, &disk)?;
-        let place = Place::load(&disk).await?;
+        let place = Place::load(&disk, SHAPE).await?;
         place.disk.arm(Fault::Fail, nth);
         let answer = place.perform(&case.op).await;
         let came_through = place.disk.disarm();
@@ -321,7 +322,7 @@ async fn failures(case: &Case, place: &Path) -> Result<(u64, Vec<(u64, u64)>)> {
         place.check(is_left).await.with_context(|| context("then"))?;
         place.leave().await?;
 
-        let place = Place::load_despite(&disk, is_left).await;
+        let place = Place::load_despite(&disk, SHAPE, is_left).await;
         let place = place.with_context(|| context("loaded"))?;
         let report = place.report().await.with_context(|| context("loaded"))?;
         check_volumes(&report, is).with_context(|| context("loaded"))?;

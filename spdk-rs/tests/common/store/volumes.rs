@@ -1,6 +1,7 @@
 //! What the volumes of a store should be: the model, and the operations on it.
 //!
-//! Data are looked at in *cells*, a few in each cluster: what was written last to a cell has a number.
+//! Data are looked at in *cells*, a few in each cluster: what was written last to a cell has a number,
+//! and so has what no test ever wrote.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,8 +10,6 @@ use serde::{Deserialize, Serialize};
 
 /// Cells in a cluster.
 pub const CELLS: u64 = 4;
-/// What a cell holds that never was written by the test.
-pub const GARBAGE: u64 = u64::MAX;
 
 /// An operation on volumes, by their names.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -58,17 +57,36 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// The volume that it is on; with [`Op::Create`], the one that it makes.
+    pub fn vol(&self) -> &String {
+        match self {
+            Self::Create { vol, .. }
+            | Self::Write { vol, .. }
+            | Self::Snapshot { vol, .. }
+            | Self::Clone { vol, .. }
+            | Self::Inflate { vol }
+            | Self::Decouple { vol }
+            | Self::Resize { vol, .. }
+            | Self::Rename { vol, .. }
+            | Self::ReadOnly { vol }
+            | Self::Checksum { vol }
+            | Self::Destroy { vol } => vol,
+        }
+    }
+}
+
 /// A volume, as it should be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Volume {
     pub clusters: u64,
-    thin: bool,
-    read_only: bool,
+    pub thin: bool,
+    pub read_only: bool,
     pub parent: Option<String>,
     /// Clusters that are its own.
-    own: BTreeSet<u64>,
+    pub own: BTreeSet<u64>,
     /// What each cell may hold; anything if the list is empty.
-    cells: Vec<Vec<u64>>,
+    pub cells: Vec<Vec<u64>>,
 }
 
 /// A volume, as it was found.
@@ -79,12 +97,18 @@ pub struct Found {
     pub thin: bool,
     pub read_only: bool,
     pub parent: Option<String>,
+    pub clones: Vec<String>,
+    /// SPDK takes it for a snapshot.
+    pub snapshot: bool,
     pub own: Vec<u64>,
     pub cells: Vec<u64>,
+    /// The checksum stored with it, and what it should be.
+    pub sum: Option<(u64, u64)>,
+    pub uuid: String,
 }
 
 /// Volumes that have to do with each other.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Family(pub BTreeMap<String, Volume>);
 
 impl Family {
@@ -96,7 +120,7 @@ impl Family {
             read_only: found.read_only,
             parent: found.parent.clone(),
             own: found.own.iter().copied().collect(),
-            cells: found.cells.iter().map(|id| known(*id)).collect(),
+            cells: found.cells.iter().map(|id| vec![*id]).collect(),
         };
         let volumes = found.iter().map(|found| (found.name.clone(), volume(found)));
         Self(volumes.collect())
@@ -235,6 +259,12 @@ impl Family {
         );
         for found in found {
             self.0[&found.name].check(found)?;
+            let (is, should) = (&found.clones, self.clones_of(&found.name));
+            ensure!(
+                *is == should,
+                "{}: clones are {is:?}, should be {should:?}",
+                found.name
+            );
         }
         Ok(())
     }
@@ -286,10 +316,12 @@ impl Volume {
                 bail!("{name}: cell {at} holds {is:#x}, should be one of {may:x?}");
             }
         }
+        if let Some((stored, should)) = found.sum {
+            ensure!(
+                stored == should,
+                "{name}: the stored checksum is {stored:#x}, should be {should:#x}"
+            );
+        }
         Ok(())
     }
-}
-
-fn known(id: u64) -> Vec<u64> {
-    if id == GARBAGE { Vec::new() } else { vec![id] }
 }

@@ -1,0 +1,112 @@
+//! What an operation that runs may do to the answers of others: the only excuses that there are.
+
+use spdk_rs::ErrorKind;
+
+use super::history::{Event, Outcome};
+use super::model::{Model, Wrong};
+use super::ops::{Key, Op, called};
+
+/// Whether what ran meanwhile explains that `op` was refused so. (`Other`, of stopping a checksum:
+/// that it was not.)
+pub fn explains(model: &Model, others: &[&Event], op: &Op, kind: ErrorKind) -> bool {
+    let any = |reason: &dyn Fn(&Op) -> bool| others.iter().any(|other| reason(&other.step.op));
+    let Some(vol) = op.vol() else {
+        return match kind {
+            ErrorKind::AlreadyExists => any(&|other| is_named(model, other, op)),
+            ErrorKind::NoSpace => is_full(model, others, op),
+            _ => false,
+        };
+    };
+    let destroyed = || any(&|other| *other == Op::Destroy { vol });
+    match (op, kind) {
+        (Op::Write { .. } | Op::Read { .. }, _) => {
+            let resized = any(&|other| matches!(other, Op::Resize { vol: on, .. } if *on == vol));
+            match kind {
+                ErrorKind::Io => destroyed() || resized || is_full(model, others, op),
+                ErrorKind::NotFound | ErrorKind::Removed | ErrorKind::Canceled => destroyed(),
+                _ => false,
+            }
+        }
+        (Op::StopChecksum { .. }, _) => {
+            kind == ErrorKind::Other && any(&|other| *other == Op::Checksum { vol })
+        }
+        (Op::Checksum { .. }, ErrorKind::Canceled) => others
+            .iter()
+            .any(|other| other.step.op == Op::StopChecksum { vol } && matches!(other.outcome, Outcome::Done)),
+        (_, ErrorKind::Busy) => any(&|other| is_busy(model, other, op, vol)),
+        (_, ErrorKind::AlreadyExists) => any(&|other| is_named(model, other, op)),
+        (_, ErrorKind::NoSpace) => is_full(model, others, op),
+        (_, ErrorKind::NotFound) => destroyed(),
+        // For a moment it has more clones than one.
+        (Op::Destroy { .. }, ErrorKind::PermissionDenied) => any(&|other| match other {
+            Op::Clone { vol: on, .. } => *on == vol,
+            Op::Snapshot { vol: on, .. } | Op::Destroy { vol: on } => is_clone(model, *on, vol),
+            _ => false,
+        }),
+        _ => false,
+    }
+}
+
+fn is_clone(model: &Model, vol: Key, of: Key) -> bool {
+    let parent = model.volume(vol).and_then(|volume| volume.parent.clone());
+    parent == Some(called(of))
+}
+
+/// Whether `other` takes the lock of a volume.
+fn locks(model: &Model, other: &Op, vol: Key) -> bool {
+    match other {
+        Op::Checksum { .. } if model.wrong == Some(Wrong::Holder) => false,
+        Op::Snapshot { .. }
+        | Op::Clone { .. }
+        | Op::Inflate { .. }
+        | Op::Decouple { .. }
+        | Op::Resize { .. }
+        | Op::Checksum { .. } => other.vol() == Some(vol),
+        Op::Destroy { vol: on } => *on == vol || is_clone(model, vol, *on),
+        _ => false,
+    }
+}
+
+fn is_busy(model: &Model, other: &Op, op: &Op, vol: Key) -> bool {
+    match op {
+        Op::Rename { .. } | Op::ReadOnly { .. } => *other == Op::Destroy { vol },
+        Op::Destroy { .. } => {
+            // A change holds the volume, an operation on a clone its lock.
+            let changes = matches!(other, Op::Rename { .. } | Op::ReadOnly { .. });
+            (changes && other.vol() == Some(vol))
+                || locks(model, other, vol)
+                || other
+                    .vol()
+                    .is_some_and(|on| is_clone(model, on, vol) && locks(model, other, on))
+        }
+        // What is open can not shrink.
+        Op::Resize { .. } if matches!(other, Op::Read { .. } | Op::Write { .. }) => other.vol() == Some(vol),
+        _ => locks(model, other, vol),
+    }
+}
+
+/// Whether `other` has to do with the name that `op` wants.
+fn is_named(model: &Model, other: &Op, op: &Op) -> bool {
+    match (op, other) {
+        (Op::RenameStore { name }, Op::RenameStore { name: other }) => name == other,
+        (Op::RenameStore { .. }, _) => false,
+        (Op::Rename { name, .. }, _) => wants(model, other, name),
+        _ => op.makes().is_some_and(|name| wants(model, other, name)),
+    }
+}
+
+fn wants(model: &Model, other: &Op, name: &String) -> bool {
+    let has = |vol: &Key| model.names.get(&called(*vol)) == Some(name);
+    match other {
+        Op::Rename { vol, name: new } => new == name || has(vol),
+        Op::Destroy { vol } => has(vol),
+        _ => other.makes() == Some(name),
+    }
+}
+
+/// Whether there would be too little space if the others had taken what they may take.
+fn is_full(model: &Model, others: &[&Event], op: &Op) -> bool {
+    let taken: u64 = others.iter().map(|other| model.needs(&other.step.op)).sum();
+    let needs = model.needs(op);
+    taken > 0 && needs > 0 && needs + taken > model.free()
+}
