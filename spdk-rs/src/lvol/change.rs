@@ -17,8 +17,8 @@ impl Lvol {
     /// # Errors
     /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists): the name is taken;
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument): it is empty or 64 bytes and longer;
-    /// [`PermissionDenied`](crate::ErrorKind::PermissionDenied): the volume is read-only, as a
-    /// snapshot is; [`NotFound`](crate::ErrorKind::NotFound): it is gone.
+    /// [`PermissionDenied`](crate::ErrorKind::PermissionDenied): the volume is read-only (a snapshot
+    /// that has clones can be renamed all the same); [`NotFound`](crate::ErrorKind::NotFound): it is gone.
     #[doc(alias = "vbdev_lvol_rename")]
     pub async fn rename(&self, name: &str) -> Result<Self> {
         const WHAT: &str = "rename lvol";
@@ -35,7 +35,8 @@ impl Lvol {
     }
 
     /// Makes the volume `size` bytes large, rounded up to whole clusters. What is cut off is lost;
-    /// what is added reads as zeroes in a thin volume, and is undefined in a thick one.
+    /// what is added reads as zeroes in a thin volume, and is undefined in a thick one. (In a clone
+    /// that is made smaller than its snapshot and larger again, the snapshot's data are seen there.)
     ///
     /// # Errors
     /// [`Busy`](crate::ErrorKind::Busy): another operation on the volume is running, or it is to

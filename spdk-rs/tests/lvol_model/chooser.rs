@@ -26,9 +26,11 @@ impl Chooser {
         let mut steps = Vec::new();
         let mut recent = Vec::new();
         for _ in 0..count.min(MOST) {
+            // Some are refused, most are not.
             let op = loop {
-                if let Some(op) = self.attempt(&model, &recent) {
-                    break op;
+                match self.attempt(&model, &recent) {
+                    Some(op) if model.answer(&op).is_ok() || self.random.below(4) == 0 => break op,
+                    _ => {}
                 }
             };
             let step = self.step(op, depth);

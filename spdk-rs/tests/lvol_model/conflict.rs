@@ -6,9 +6,12 @@ use super::history::{Event, Outcome};
 use super::model::{Model, Wrong};
 use super::ops::{Key, Op, called};
 
-/// Whether what ran meanwhile explains that `op` was refused so. (`Other`, of stopping a checksum:
-/// that it was not.)
-pub fn explains(model: &Model, others: &[&Event], op: &Op, kind: ErrorKind) -> bool {
+/// Whether what ran meanwhile explains that an operation was refused so. (`Other`, of stopping a
+/// checksum: that it was not.) `events` are all since the last look.
+pub fn explains(model: &Model, events: &[Event], event: &Event, kind: ErrorKind) -> bool {
+    let op = &event.step.op;
+    let others: Vec<_> = events.iter().filter(|other| event.meets(other)).collect();
+    let others = others.as_slice();
     let any = |reason: &dyn Fn(&Op) -> bool| others.iter().any(|other| reason(&other.step.op));
     let Some(vol) = op.vol() else {
         return match kind {
@@ -20,9 +23,11 @@ pub fn explains(model: &Model, others: &[&Event], op: &Op, kind: ErrorKind) -> b
     let destroyed = || any(&|other| *other == Op::Destroy { vol });
     match (op, kind) {
         (Op::Write { .. } | Op::Read { .. }, _) => {
-            let resized = any(&|other| matches!(other, Op::Resize { vol: on, .. } if *on == vol));
+            let changed = any(&|other| {
+                matches!(other, Op::Resize { .. } | Op::ReadOnly { .. }) && other.vol() == Some(vol)
+            });
             match kind {
-                ErrorKind::Io => destroyed() || resized || is_full(model, others, op),
+                ErrorKind::Io => destroyed() || changed || is_full(model, others, op),
                 ErrorKind::NotFound | ErrorKind::Removed | ErrorKind::Canceled => destroyed(),
                 _ => false,
             }
@@ -33,10 +38,13 @@ pub fn explains(model: &Model, others: &[&Event], op: &Op, kind: ErrorKind) -> b
         (Op::Checksum { .. }, ErrorKind::Canceled) => others
             .iter()
             .any(|other| other.step.op == Op::StopChecksum { vol } && matches!(other.outcome, Outcome::Done)),
+        // SPDK looks at what is new, and has it open for that.
+        (Op::Resize { .. }, ErrorKind::Busy) if events.iter().any(|event| event.step.key == vol) => true,
         (_, ErrorKind::Busy) => any(&|other| is_busy(model, other, op, vol)),
         (_, ErrorKind::AlreadyExists) => any(&|other| is_named(model, other, op)),
         (_, ErrorKind::NoSpace) => is_full(model, others, op),
         (_, ErrorKind::NotFound) => destroyed(),
+        (Op::Snapshot { .. }, ErrorKind::PermissionDenied) => any(&|other| *other == Op::ReadOnly { vol }),
         // For a moment it has more clones than one.
         (Op::Destroy { .. }, ErrorKind::PermissionDenied) => any(&|other| match other {
             Op::Clone { vol: on, .. } => *on == vol,

@@ -25,6 +25,8 @@ pub enum Outcome {
     /// The same, as the model calls it.
     Volume(String),
     Refused(ErrorKind, String),
+    /// The way to another outcome: clusters are got before there is something in them.
+    OnTheWay,
 }
 
 #[derive(Clone, Debug)]
@@ -36,7 +38,7 @@ pub struct Event {
 }
 
 impl Event {
-    fn meets(&self, other: &Self) -> bool {
+    pub fn meets(&self, other: &Self) -> bool {
         self.step != other.step && self.began < other.ended && other.began < self.ended
     }
 }
@@ -57,23 +59,28 @@ impl fmt::Display for Event {
             Outcome::Found(uuid) => f.write_str(uuid),
             Outcome::Volume(vol) => write!(f, "it is {vol}"),
             Outcome::Refused(_, why) => f.write_str(why),
+            Outcome::OnTheWay => f.write_str("on the way"),
         }
     }
 }
 
 /// What an operation was to the model.
+#[derive(Clone, Copy)]
 enum Effect {
     None,
     Applies,
+    /// It got so many clusters, and did nothing with them.
+    Touches(usize),
 }
 
 /// Whether the answer is right in this state.
-fn accept(model: &Model, event: &Event, others: &[&Event]) -> Result<Effect, String> {
+fn accept(model: &Model, events: &[Event], event: &Event) -> Result<Effect, String> {
     let op = &event.step.op;
     match (model.answer(op), &event.outcome) {
         (Err(should), Outcome::Refused(is, _)) if should == *is => Ok(Effect::None),
-        (_, Outcome::Refused(kind, _)) if explains(model, others, op, *kind) => Ok(Effect::None),
-        (Err(_), Outcome::Done) if explains(model, others, op, ErrorKind::Other) => Ok(Effect::None),
+        (_, Outcome::OnTheWay) => Ok(Effect::Touches(model.needs(op) as usize)),
+        (_, Outcome::Refused(kind, _)) if explains(model, events, event, *kind) => Ok(Effect::None),
+        (Err(_), Outcome::Done) if explains(model, events, event, ErrorKind::Other) => Ok(Effect::None),
         (Ok(()), Outcome::Done) => Ok(Effect::Applies),
         (Ok(()), Outcome::Holds(id)) => {
             let Op::Read { vol, cell } = op else {
@@ -110,7 +117,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn go(&mut self, mut model: Model, mut done: u64) -> Option<Model> {
+    fn go(&mut self, model: Model, mut done: u64) -> Option<Model> {
         // What changes nothing may come first, wherever it may come.
         let mut ready;
         let mut reasons;
@@ -119,13 +126,15 @@ impl Search<'_> {
             let mut moved = false;
             for at in self.next(done) {
                 let event = &self.events[at];
-                let others: Vec<_> = self.events.iter().filter(|other| event.meets(other)).collect();
-                match accept(&model, event, &others) {
+                match accept(&model, self.events, event) {
                     Ok(Effect::None) => {
                         done |= 1 << at;
                         moved = true;
                     }
-                    Ok(Effect::Applies) => ready.push(at),
+                    Ok(Effect::Applies) => ready.push((at, Effect::Applies)),
+                    Ok(Effect::Touches(most)) => {
+                        ready.extend((0..=most).map(|count| (at, Effect::Touches(count))));
+                    }
                     Err(reason) => reasons.push(format!("{event}\n        {reason}")),
                 }
             }
@@ -148,18 +157,16 @@ impl Search<'_> {
         if self.furthest.1.is_empty() || count > self.furthest.0 {
             self.furthest = (count, reasons);
         }
-        let (last, others) = ready.split_last()?;
-        for at in others {
+        ready.into_iter().find_map(|(at, effect)| {
             let mut after = model.clone();
-            let step = &self.events[*at].step;
-            after.apply(&step.op, step.key);
-            if let Some(end) = self.go(after, done | 1 << at) {
-                return Some(end);
+            let step = &self.events[at].step;
+            match effect {
+                Effect::None => {}
+                Effect::Applies => after.apply(&step.op, step.key),
+                Effect::Touches(count) => after.touch(&step.op, count),
             }
-        }
-        let step = &self.events[*last].step;
-        model.apply(&step.op, step.key);
-        self.go(model, done | 1 << last)
+            self.go(after, done | 1 << at)
+        })
     }
 
     /// Those that may come next: nothing else had ended before they began. By their ends.
@@ -172,10 +179,34 @@ impl Search<'_> {
     }
 }
 
+/// Whether clusters that an operation got may be seen without it: it failed in the midst of it, or a
+/// snapshot was taken just then.
+fn may_leave_clusters(event: &Event, events: &[Event]) -> bool {
+    let op = &event.step.op;
+    let meets = |other: &&Event| event.meets(other) && other.step.op.vol() == op.vol();
+    let mut others = events.iter().filter(meets).map(|other| &other.step.op);
+    match (op, &event.outcome) {
+        (Op::Write { .. }, Outcome::Done) => others.any(|other| matches!(other, Op::Snapshot { .. })),
+        (Op::Write { .. }, Outcome::Refused(kind, _)) => *kind == ErrorKind::Io,
+        (Op::Inflate { .. } | Op::Decouple { .. }, Outcome::Refused(kind, _)) => match kind {
+            ErrorKind::NoSpace => true,
+            ErrorKind::PermissionDenied => others.any(|other| matches!(other, Op::ReadOnly { .. })),
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
 /// What the store is after all that, if an order explains it and `last` is content.
 pub fn explain(model: &Model, events: &[Event], last: &dyn Fn(&Model) -> Result<()>) -> Result<Model> {
+    let on_the_way = events.iter().filter(|event| may_leave_clusters(event, events));
+    let on_the_way = on_the_way.map(|event| Event {
+        outcome: Outcome::OnTheWay,
+        ..event.clone()
+    });
+    let all: Vec<_> = events.iter().cloned().chain(on_the_way).collect();
     let mut search = Search {
-        events,
+        events: &all,
         last,
         seen: HashSet::new(),
         furthest: (0, Vec::new()),

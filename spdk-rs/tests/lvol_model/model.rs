@@ -114,7 +114,9 @@ impl Model {
             Op::Clone { .. } => refuse(!volume.read_only, ErrorKind::InvalidArgument),
             Op::Rename { name, .. } if self.names[&key] != *name => {
                 refuse(taken(name), ErrorKind::AlreadyExists)?;
-                refuse(volume.read_only, ErrorKind::PermissionDenied)
+                // A name is a note like a checksum, and can be written where that can.
+                let writable = !volume.read_only || self.marked.contains(&key);
+                refuse(!writable, ErrorKind::PermissionDenied)
             }
             Op::Inflate { .. } | Op::Decouple { .. } => {
                 let decouples = matches!(op, Op::Decouple { .. });
@@ -136,9 +138,10 @@ impl Model {
                 refuse(clones > 1, ErrorKind::PermissionDenied)
             }
             Op::Write { cell, .. } | Op::Read { cell, .. } => {
-                refuse(*cell >= volume.clusters * CELLS, ErrorKind::OutOfRange)?;
                 let writes = matches!(op, Op::Write { .. });
-                refuse(writes && (volume.read_only || full), ErrorKind::Io)
+                refuse(writes && volume.read_only, ErrorKind::Unsupported)?;
+                refuse(*cell >= volume.clusters * CELLS, ErrorKind::OutOfRange)?;
+                refuse(writes && full, ErrorKind::Io)
             }
             _ => Ok(()),
         }
@@ -179,6 +182,33 @@ impl Model {
         }
         if let Some(op) = op.on_volumes(key, &new) {
             self.family.apply(&op);
+        }
+    }
+
+    /// It was not done, or not yet, and got the first `count` clusters that it needs all the same.
+    pub fn touch(&mut self, op: &Op, count: usize) {
+        let vol = called(op.vol().unwrap_or_default());
+        let Some(volume) = self.family.0.get(&vol) else {
+            return;
+        };
+        let lacks = |cluster: &u64| !volume.own.contains(cluster);
+        let wanted: Vec<_> = match (op, &volume.parent) {
+            (Op::Write { cell, .. }, _) => vec![cell / CELLS],
+            (Op::Decouple { .. }, Some(parent)) => {
+                let parent = &self.family.0[parent].own;
+                parent
+                    .iter()
+                    .copied()
+                    .filter(|at| *at < volume.clusters)
+                    .filter(lacks)
+                    .collect()
+            }
+            _ => (0..volume.clusters).filter(lacks).collect(),
+        };
+        if let Some(volume) = self.family.0.get_mut(&vol) {
+            let inside = |cluster: &u64| *cluster < volume.clusters;
+            let wanted: Vec<_> = wanted.into_iter().filter(inside).take(count).collect();
+            wanted.into_iter().for_each(|cluster| volume.touch(cluster));
         }
     }
 

@@ -197,7 +197,12 @@ impl Family {
                     .extend(own.into_iter().filter(|cluster| *cluster < clusters));
                 volume.parent = parent;
             }
-            Op::Resize { vol, clusters } => self.get(vol).resize(*clusters),
+            Op::Resize { vol, clusters } => {
+                // A clone that was made smaller sees again what lies beneath.
+                let parent = self.0[vol].parent.as_ref().map(|parent| &self.0[parent]);
+                let beneath = parent.map_or(Vec::new(), |parent| parent.cells.clone());
+                self.get(vol).resize(*clusters, &beneath);
+            }
             Op::Rename { vol, name } => {
                 let volume = self.take(vol);
                 for clone in self.clones_of(vol) {
@@ -280,22 +285,25 @@ impl Volume {
             own: BTreeSet::new(),
             cells: Vec::new(),
         };
-        volume.resize(clusters);
+        volume.resize(clusters, &[]);
         volume
     }
 
     /// A cluster becomes its own, if it was not. What lies beneath is copied; where nothing does,
     /// SPDK leaves in it what was there before.
-    fn touch(&mut self, cluster: u64) {
+    pub fn touch(&mut self, cluster: u64) {
         if self.own.insert(cluster) && self.parent.is_none() {
             let first = (cluster * CELLS) as usize;
             self.cells[first..first + CELLS as usize].fill(Vec::new());
         }
     }
 
-    fn resize(&mut self, clusters: u64) {
+    fn resize(&mut self, clusters: u64, beneath: &[Vec<u64>]) {
         let nothing = if self.thin { vec![0] } else { Vec::new() };
-        self.cells.resize((clusters * CELLS) as usize, nothing);
+        for at in self.cells.len()..(clusters * CELLS) as usize {
+            self.cells.push(beneath.get(at).unwrap_or(&nothing).clone());
+        }
+        self.cells.truncate((clusters * CELLS) as usize);
         if !self.thin {
             self.own.extend(self.clusters..clusters);
         }
