@@ -8,7 +8,7 @@ use super::store::c_name;
 use super::volume::{explain_busy, open_lvol};
 use super::{Lvol, on_metadata_thread};
 use crate::op::{self, RcCallback, Submitted};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 impl Lvol {
     /// Gives the volume, and the alias of its bdev, another name. Answers with the identity under
@@ -35,14 +35,15 @@ impl Lvol {
     }
 
     /// Makes the volume `size` bytes large, rounded up to whole clusters. What is cut off is lost;
-    /// what is added reads as zeroes in a thin volume, and is undefined in a thick one. (In a clone
-    /// that is made smaller than its snapshot and larger again, the snapshot's data are seen there.)
+    /// what is added reads as zeroes in a thin volume, and is undefined in a thick one.
     ///
     /// # Errors
     /// [`Busy`](crate::ErrorKind::Busy): another operation on the volume is running, or it is to
     /// shrink and is open (by SPDK itself, too, while it examines a new one), and nothing has
-    /// changed; [`PermissionDenied`](crate::ErrorKind::PermissionDenied): it is
-    /// read-only; [`NoSpace`](crate::ErrorKind::NoSpace): a thick one does not fit.
+    /// changed; [`PermissionDenied`](crate::ErrorKind::PermissionDenied): it is read-only;
+    /// [`NoSpace`](crate::ErrorKind::NoSpace): a thick one does not fit;
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument): a clone would be smaller than the
+    /// snapshot beneath it.
     #[doc(alias = "vbdev_lvol_resize")]
     pub async fn resize(&self, size: u64) -> Result<()> {
         // SAFETY: see `change`.
@@ -50,6 +51,12 @@ impl Lvol {
             spdk_sys::vbdev_lvol_resize(lvol, *size, Some(cb_fn), cb_arg);
         })
         .await
+        .map_err(|error| match error.kind() {
+            ErrorKind::InvalidArgument => {
+                error.with_detail("a clone can not be made smaller than the snapshot beneath it")
+            }
+            _ => error,
+        })
     }
 
     /// Makes the volume read-only, for ever: it can be cloned then.

@@ -77,7 +77,7 @@ async fn scenario() -> Result<()> {
         }),
     ] {
         let store = Place::load_despite(disk, SHAPE, noted).await?;
-        family.check(&store.report().await?.of_lane(0))?;
+        family.check(&of_lane(&store.report().await?, 0))?;
         store.check(|_| false).await?;
         store.leave().await?;
     }

@@ -180,13 +180,16 @@ impl Search<'_> {
 }
 
 /// Whether clusters that an operation got may be seen without it: it failed in the midst of it, or a
-/// snapshot was taken just then.
+/// snapshot was taken just then, or somebody read. (Where nothing lies beneath, SPDK leaves in a
+/// cluster what was there before.)
 fn may_leave_clusters(event: &Event, events: &[Event]) -> bool {
     let op = &event.step.op;
     let meets = |other: &&Event| event.meets(other) && other.step.op.vol() == op.vol();
     let mut others = events.iter().filter(meets).map(|other| &other.step.op);
     match (op, &event.outcome) {
-        (Op::Write { .. }, Outcome::Done) => others.any(|other| matches!(other, Op::Snapshot { .. })),
+        (Op::Write { .. }, Outcome::Done) => {
+            others.any(|other| matches!(other, Op::Snapshot { .. } | Op::Read { .. }))
+        }
         (Op::Write { .. }, Outcome::Refused(kind, _)) => *kind == ErrorKind::Io,
         (Op::Inflate { .. } | Op::Decouple { .. }, Outcome::Refused(kind, _)) => match kind {
             ErrorKind::NoSpace => true,

@@ -57,6 +57,8 @@ pub struct Life {
     place: Option<Place>,
     pub model: Model,
     shared: Rc<RefCell<Shared>>,
+    /// What ran before the last look, for people.
+    before: String,
     pub tally: Tally,
 }
 
@@ -69,6 +71,7 @@ impl Life {
             model: Model::new(&report, place.store.name(), wrong),
             place: Some(place),
             shared: Rc::default(),
+            before: String::new(),
             tally: Tally::default(),
         })
     }
@@ -166,11 +169,9 @@ impl Life {
             }
         }
         self.tally.looks += 1;
+        self.before = events.iter().map(|event| format!("\n    {event}")).collect();
         let report = self.place()?.report().await.context("what is there");
-        let report = report.with_context(|| {
-            let events: Vec<_> = events.iter().map(Event::to_string).collect();
-            format!("after this:\n    {}\n ", events.join("\n    "))
-        })?;
+        let report = report.with_context(|| format!("after this:{}\n ", self.before))?;
         let keys = self.keys();
         translate(&mut events, |uuid| keys.get(uuid).copied());
         let may_mark: Vec<_> = events
@@ -208,7 +209,10 @@ impl Life {
         let report = place.report().await?;
         self.model.load();
         let checked = self.model.check(&report, &self.keys(), &[]);
-        checked.with_context(|| format!("after a load (unloaded before: {unload})"))?;
+        checked.with_context(|| {
+            let how = if unload { "unload" } else { "loss of the disk" };
+            format!("after this, {how} and load:{}\n ", self.before)
+        })?;
         ensure!(
             place.store.name() == self.model.store,
             "after a load, the store's name is {}, should be {}",

@@ -164,7 +164,7 @@ fn finds(test: &str, wrong: &str, word: &str, at_most: usize) {
         env: vec![("LVOL_MODEL_WRONG", wrong.to_owned())],
     };
     let limit = Duration::from_secs(100);
-    let why = runner.at_random(1, 1_000, limit).expect_err("the model is wrong");
+    let why = runner.at_random(1, 3_000, limit).expect_err("the model is wrong");
     let failure = shrink(&runner, runner.steps(), why, PATIENCE);
     assert!(failure.why.contains(word), "{}", failure.why);
     assert!(failure.len() <= at_most, "{}", failure.report(0));

@@ -128,8 +128,14 @@ impl Model {
                 }
                 Ok(())
             }
-            Op::Resize { .. } => {
+            Op::Resize { clusters, .. } => {
                 refuse(volume.read_only, ErrorKind::PermissionDenied)?;
+                let parent = volume.parent.as_ref().map(|parent| &self.family.0[parent]);
+                let uncovers = parent.is_some_and(|parent| *clusters < parent.clusters);
+                refuse(
+                    uncovers && *clusters < volume.clusters,
+                    ErrorKind::InvalidArgument,
+                )?;
                 refuse(full, ErrorKind::NoSpace)
             }
             Op::Checksum { .. } => refuse(!self.marked.contains(&key), ErrorKind::PermissionDenied),

@@ -197,12 +197,7 @@ impl Family {
                     .extend(own.into_iter().filter(|cluster| *cluster < clusters));
                 volume.parent = parent;
             }
-            Op::Resize { vol, clusters } => {
-                // A clone that was made smaller sees again what lies beneath.
-                let parent = self.0[vol].parent.as_ref().map(|parent| &self.0[parent]);
-                let beneath = parent.map_or(Vec::new(), |parent| parent.cells.clone());
-                self.get(vol).resize(*clusters, &beneath);
-            }
+            Op::Resize { vol, clusters } => self.get(vol).resize(*clusters),
             Op::Rename { vol, name } => {
                 let volume = self.take(vol);
                 for clone in self.clones_of(vol) {
@@ -285,7 +280,7 @@ impl Volume {
             own: BTreeSet::new(),
             cells: Vec::new(),
         };
-        volume.resize(clusters, &[]);
+        volume.resize(clusters);
         volume
     }
 
@@ -298,12 +293,9 @@ impl Volume {
         }
     }
 
-    fn resize(&mut self, clusters: u64, beneath: &[Vec<u64>]) {
+    fn resize(&mut self, clusters: u64) {
         let nothing = if self.thin { vec![0] } else { Vec::new() };
-        for at in self.cells.len()..(clusters * CELLS) as usize {
-            self.cells.push(beneath.get(at).unwrap_or(&nothing).clone());
-        }
-        self.cells.truncate((clusters * CELLS) as usize);
+        self.cells.resize((clusters * CELLS) as usize, nothing);
         if !self.thin {
             self.own.extend(self.clusters..clusters);
         }
