@@ -307,7 +307,7 @@ async fn failures(case: &Case, place: &Path) -> Result<(u64, Vec<(u64, u64)>)> {
         let report = place.report().await.with_context(|| context("then"))?;
         check_volumes(&report, is).with_context(|| context("then"))?;
         // Where something fails after the point of no return, what belongs to nobody is found by the
-        // next recovery.
+        // next load.
         let lost = report.lost_clusters().with_context(|| context("then"))?;
         if done && lost > 0 {
             leaks.push((nth, lost));
@@ -326,8 +326,8 @@ async fn failures(case: &Case, place: &Path) -> Result<(u64, Vec<(u64, u64)>)> {
         let place = place.with_context(|| context("loaded"))?;
         let report = place.report().await.with_context(|| context("loaded"))?;
         check_volumes(&report, is).with_context(|| context("loaded"))?;
+        report.check_space().with_context(|| context("loaded"))?;
         if !done {
-            report.check_space().with_context(|| context("loaded"))?;
             place.perform(&case.op).await.with_context(|| context("again"))?;
             check(&place.report().await?, std::slice::from_ref(&after)).with_context(|| context("again"))?;
             place.check(is_left).await.with_context(|| context("again"))?;
