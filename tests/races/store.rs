@@ -337,3 +337,40 @@ fn a_store_that_could_not_be_destroyed_is_kept() -> Result<()> {
     }
     Ok(())
 }
+
+/// Two stores on one device: the second is refused before it has written anything over the first.
+#[test]
+fn two_stores_are_made_on_one_base_at_once() -> Result<()> {
+    let mut stand = Stand::new()?;
+    stand.call("bdev_lvol_delete_lvstore", json!({"lvs_name": "lvs"}))?;
+    let make = |name: &str| {
+        let params = json!({"bdev_name": "slow0", "lvs_name": name, "cluster_sz": 1 << 20});
+        ("bdev_lvol_create_lvstore", params)
+    };
+    stand.slow(5)?;
+    let answers = stand
+        .burst(&[make("lvs"), make("other"), make("lvs")])?
+        .answers()?;
+    ensure!(is_done(&answers[0]), "{answers:?}");
+    for answer in &answers[1..] {
+        ensure!(
+            matches!(answer, Err(error) if error["message"] != "Unknown error -1"),
+            "{answers:?}"
+        );
+    }
+    stand.slow(0)?;
+    stand.create("vol")?;
+    let before = stand.state()?;
+    stand.restart()?;
+    ensure!(stand.state()? == before);
+    // The name that was refused is free.
+    stand.call(
+        "bdev_lvol_rename_lvstore",
+        json!({"old_name": "lvs", "new_name": "other"}),
+    )?;
+    stand.call(
+        "bdev_lvol_rename_lvstore",
+        json!({"old_name": "other", "new_name": "lvs"}),
+    )?;
+    stand.finish()
+}
