@@ -64,6 +64,6 @@ pub use bindings::{
 };
 #[cfg(spdk_delete_patched)]
 pub use bindings::{
-    spdk_rs_blob_put, spdk_rs_blob_write_xattr, spdk_rs_lvol_busy, spdk_rs_lvol_destroy_cb,
-    spdk_rs_lvol_operation, vbdev_lvol_destroy_report,
+    spdk_rs_blob_put, spdk_rs_blob_write_xattr, spdk_rs_bs_get_used, spdk_rs_lvol_busy,
+    spdk_rs_lvol_destroy_cb, spdk_rs_lvol_operation, vbdev_lvol_destroy_report,
 };

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
+use spdk_rs::lvol::check::check_file;
 
 use crate::common::{Place, Target, TargetOptions};
 
@@ -242,13 +243,18 @@ impl Stand {
         let log = std::fs::read_to_string(&self.options.log)?;
         let tail = &log[seen..];
         ensure!(status.code() == Some(0), "it ended with {status}:\n{tail}");
-        // The blobstore's super block: signature, version, length, and whether it was unloaded. Zeroes: none is there.
-        let mut block = [0; 20];
-        File::open(&self.disk)?.read_exact(&mut block)?;
-        ensure!(
-            block[..8] == [0; 8] || block[16..] == [1, 0, 0, 0],
-            "the store was not unloaded:\n{tail}"
-        );
+        match check_file(&self.disk) {
+            Ok(report) => {
+                ensure!(!report.recovery_due, "the store was not unloaded:\n{tail}");
+                ensure!(report.is_clean(), "{report}\n{tail}");
+            }
+            Err(error) => {
+                // The signature of what is there. Zeroes: nothing.
+                let mut block = [0; 8];
+                File::open(&self.disk)?.read_exact(&mut block)?;
+                ensure!(block == [0; 8], "{error}");
+            }
+        }
         Ok(())
     }
 
@@ -259,6 +265,8 @@ impl Stand {
         let after = self.state()?;
         ensure!(after == before, "before {before:#}\nafter {after:#}");
         if before["stores"] != json!([]) {
+            let report = self.call("bdev_lvol_check_lvstore", json!({"lvs_name": "lvs"}))?;
+            ensure!(report["findings"] == json!([]), "{report:#}");
             self.call("bdev_lvol_delete_lvstore", json!({"lvs_name": "lvs"}))?;
         }
         self.restart()?;

@@ -39,8 +39,8 @@ impl Lvol {
     ///
     /// # Errors
     /// [`Busy`](crate::ErrorKind::Busy): another operation on the volume is running, or it is to
-    /// shrink and is open (by SPDK itself, too, while it examines a new one), and nothing has
-    /// changed; [`PermissionDenied`](crate::ErrorKind::PermissionDenied): it is read-only;
+    /// shrink and is open; nothing has changed then;
+    /// [`PermissionDenied`](crate::ErrorKind::PermissionDenied): it is read-only;
     /// [`NoSpace`](crate::ErrorKind::NoSpace): a thick one does not fit;
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument): a clone would be smaller than the
     /// snapshot beneath it.
