@@ -67,13 +67,30 @@ number(const struct device *device)
 }
 
 static struct sockaddr_un
-address(const struct device *device)
+address(const struct device *device, const char *tail)
 {
 	struct sockaddr_un un = { .sun_family = AF_UNIX };
 	const char *dir = getenv("NBD_DIR");
 
-	snprintf(un.sun_path, sizeof(un.sun_path), "%s/nbd%d", dir ? dir : ".", number(device));
+	snprintf(un.sun_path, sizeof(un.sun_path), "%s/nbd%d%s", dir ? dir : ".", number(device), tail);
 	return un;
+}
+
+/* It has its name when it can be connected to, not before. */
+static int
+listen_at(const struct device *device)
+{
+	struct sockaddr_un early = address(device, ".new"), un = address(device, "");
+	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	unlink(early.sun_path);
+	if (listener < 0 || bind(listener, (void *)&early, sizeof(early)) || listen(listener, 4) ||
+	    rename(early.sun_path, un.sun_path)) {
+		fprintf(stderr, "stand-in: cannot make the socket %s: %s\n", un.sun_path, strerror(errno));
+		close(listener);
+		return -1;
+	}
+	return listener;
 }
 
 static int
@@ -144,7 +161,7 @@ serve(struct device *device, int listener)
 		}
 	}
 	if (!intact) {
-		fprintf(stderr, "stand-in: a program left /dev/nbd%d in the midst of an I/O\n", number(device));
+		fprintf(stderr, "stand-in: lost /dev/nbd%d: a program left it in the midst of an I/O\n", number(device));
 		shutdown(device->sock, SHUT_RDWR);
 	}
 }
@@ -153,9 +170,7 @@ serve(struct device *device, int listener)
 static int
 do_it(struct device *device)
 {
-	struct sockaddr_un un = address(device);
 	int listener;
-	int rc = -1;
 
 	pthread_mutex_lock(&g_lock);
 	/* It may have been stopped before this thread came here. */
@@ -164,22 +179,18 @@ do_it(struct device *device)
 	if (!device->serving) {
 		return 0;
 	}
-	listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	unlink(un.sun_path);
 	fprintf(stderr, "stand-in: start /dev/nbd%d, %" PRIu64 " bytes\n", number(device),
 		device->blocks * device->block_size);
-	if (listener >= 0 && bind(listener, (void *)&un, sizeof(un)) == 0 && listen(listener, 4) == 0) {
+	listener = listen_at(device);
+	if (listener >= 0) {
 		serve(device, listener);
-		rc = 0;
-	} else {
-		fprintf(stderr, "stand-in: cannot make the socket %s: %s\n", un.sun_path, strerror(errno));
+		close(listener);
 	}
-	close(listener);
 	pthread_mutex_lock(&g_lock);
 	device->serving = false;
 	pthread_cond_broadcast(&g_left);
 	pthread_mutex_unlock(&g_lock);
-	return rc;
+	return listener < 0 ? -1 : 0;
 }
 
 static void
@@ -209,7 +220,7 @@ disconnect(struct device *device)
 static int
 clear_sock(struct device *device)
 {
-	struct sockaddr_un un = address(device);
+	struct sockaddr_un un = address(device, "");
 
 	leave(device);
 	shutdown(device->sock, SHUT_RDWR);

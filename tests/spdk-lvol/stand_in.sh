@@ -73,6 +73,20 @@ function test_errors_are_seen() {
 	nbd_stop_disks "$DEFAULT_RPC_ADDR" /dev/nbd2
 }
 
+# Nobody goes on in the middle of what another one has begun.
+function test_a_killed_program_leaves_no_device() {
+	nbd_start_disks "$DEFAULT_RPC_ADDR" lent0 /dev/nbd2
+	fio --name=killed --filename=/dev/nbd2 --offset=0 --size=1048576 --rw=write --time_based --runtime=60 \
+		--do_verify=1 --verify=pattern --verify_pattern=0xcc &
+	local fio_pid=$!
+	sleep 1
+	kill -9 $fio_pid
+	NOT wait $fio_pid
+	waitfornbd_exit nbd2
+	[ "$(nbd_get_count "$DEFAULT_RPC_ADDR")" = 2 ]
+	NOT run_fio_test /dev/nbd2 0 1048576 read 0xcc
+}
+
 # A device that is removed is gone from NBD, too.
 function test_a_removed_device_is_gone() {
 	nbd_start_disks "$DEFAULT_RPC_ADDR" lent0 /dev/nbd2
@@ -96,6 +110,7 @@ nbd_start_disks "$DEFAULT_RPC_ADDR" "one0 other0" "/dev/nbd0 /dev/nbd1"
 run_test "test_data_arrive" test_data_arrive
 run_test "test_differences_are_seen" test_differences_are_seen
 run_test "test_errors_are_seen" test_errors_are_seen
+run_test "test_a_killed_program_leaves_no_device" test_a_killed_program_leaves_no_device
 run_test "test_a_removed_device_is_gone" test_a_removed_device_is_gone
 
 nbd_stop_disks "$DEFAULT_RPC_ADDR" "/dev/nbd0 /dev/nbd1"
