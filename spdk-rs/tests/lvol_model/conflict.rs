@@ -87,6 +87,12 @@ fn is_busy(model: &Model, other: &Op, op: &Op, vol: Key) -> bool {
                     .vol()
                     .is_some_and(|on| is_clone(model, on, vol) && locks(model, other, on))
         }
+        // It is to lie on the snapshot beneath its parent.
+        Op::Decouple { .. } if matches!(other, Op::Destroy { .. }) => {
+            let parent = model.volume(vol).and_then(|volume| volume.parent.as_ref());
+            let beneath = parent.and_then(|parent| model.family.0[parent].parent.clone());
+            beneath.is_some() && beneath == other.vol().map(called) || locks(model, other, vol)
+        }
         // What is open can not shrink.
         Op::Resize { .. } if matches!(other, Op::Read { .. } | Op::Write { .. }) => other.vol() == Some(vol),
         _ => locks(model, other, vol),

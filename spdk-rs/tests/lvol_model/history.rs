@@ -179,35 +179,42 @@ impl Search<'_> {
     }
 }
 
-/// Whether clusters that an operation got may be seen without it: it failed in the midst of it, or a
-/// snapshot was taken just then, or somebody read. (Where nothing lies beneath, SPDK leaves in a
-/// cluster what was there before.)
-fn may_leave_clusters(event: &Event, events: &[Event]) -> bool {
+/// How often clusters that an operation got may be seen without it: it failed in the midst of it, a
+/// snapshot was taken just then (it tries again after that), or somebody read. (Where nothing lies
+/// beneath, SPDK leaves in a cluster what was there before.)
+fn leaves_clusters(event: &Event, events: &[Event]) -> usize {
     let op = &event.step.op;
     let meets = |other: &&Event| event.meets(other) && other.step.op.vol() == op.vol();
-    let mut others = events.iter().filter(meets).map(|other| &other.step.op);
+    let others = || events.iter().filter(meets).map(|other| &other.step.op);
+    let count = |kind: fn(&Op) -> bool| others().filter(|other| kind(other)).count();
     match (op, &event.outcome) {
-        (Op::Write { .. }, Outcome::Done) => {
-            others.any(|other| matches!(other, Op::Snapshot { .. } | Op::Read { .. }))
+        (Op::Write { .. }, outcome) => {
+            let snapshots = count(|other| matches!(other, Op::Snapshot { .. }));
+            let seen = match outcome {
+                Outcome::Refused(ErrorKind::Io, _) => true,
+                _ => snapshots == 0 && count(|other| matches!(other, Op::Read { .. })) > 0,
+            };
+            snapshots + usize::from(seen)
         }
-        (Op::Write { .. }, Outcome::Refused(kind, _)) => *kind == ErrorKind::Io,
         (Op::Inflate { .. } | Op::Decouple { .. }, Outcome::Refused(kind, _)) => match kind {
-            ErrorKind::NoSpace => true,
-            ErrorKind::PermissionDenied => others.any(|other| matches!(other, Op::ReadOnly { .. })),
-            _ => false,
+            ErrorKind::NoSpace | ErrorKind::Busy => 1,
+            ErrorKind::PermissionDenied => count(|other| matches!(other, Op::ReadOnly { .. })).min(1),
+            _ => 0,
         },
-        _ => false,
+        _ => 0,
     }
 }
 
 /// What the store is after all that, if an order explains it and `last` is content.
 pub fn explain(model: &Model, events: &[Event], last: &dyn Fn(&Model) -> Result<()>) -> Result<Model> {
-    let on_the_way = events.iter().filter(|event| may_leave_clusters(event, events));
-    let on_the_way = on_the_way.map(|event| Event {
-        outcome: Outcome::OnTheWay,
-        ..event.clone()
+    let on_the_way = events.iter().flat_map(|event| {
+        let way = Event {
+            outcome: Outcome::OnTheWay,
+            ..event.clone()
+        };
+        std::iter::repeat_n(way, leaves_clusters(event, events))
     });
-    let all: Vec<_> = events.iter().cloned().chain(on_the_way).collect();
+    let all: Vec<_> = events.iter().cloned().chain(on_the_way).take(64).collect();
     let mut search = Search {
         events: &all,
         last,

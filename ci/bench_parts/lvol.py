@@ -1,0 +1,262 @@
+"""ci/bench --lvol: what deletes of logical volumes cost, and whom they disturb."""
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from common import MEMORY, ROOT, TARGET, Hugepages, Rpc, die, forget_pages, page, say, table
+
+NQN = "nqn.2016-06.io.spdk:bench"
+# Of the volume's own data beneath the snapshot: its checksum takes long enough for some deletes.
+BACKUP_MIB = 512
+# In each phase: so many checksums run one after the other, and with each of them so many deletes are refused.
+CHECKSUMS, DELETES = 10, 100
+DEPTH = 4
+
+
+def build():
+    run = lambda *args: subprocess.run(args, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    say("building the target and the program of benches/lvol (release)")
+    subprocess.run(["ci/setup", "--no-tests"], cwd=ROOT, check=True, stdout=sys.stderr)
+    run("cargo", "build", "--locked", "--quiet", "--release", "--bin", "spdk_tgt")
+    lines = run("cargo", "build", "--locked", "--quiet", "--release", "--package", "spdk-rs", "--bench", "lvol",
+                "--message-format=json").stdout.splitlines()
+    made = [message for message in map(json.loads, lines) if message.get("executable")]
+    return os.path.join(TARGET, "release", "spdk_tgt"), made[-1]["executable"]
+
+
+def cores():
+    """A core for the target, another one for the host."""
+    found = sorted(os.sched_getaffinity(0))
+    if len(found) < 2:
+        die("two cores are needed: the target and the host poll.")
+    return found[0], found[1]
+
+
+class Ended(Exception):
+    pass
+
+
+class Program:
+    """A program of ours, and what it prints."""
+
+    def __init__(self, args, **kw):
+        self.args = args
+        self.process = subprocess.Popen(args, text=True, **kw)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        forget_pages(self.process.pid)
+
+    def line(self, limit=60):
+        timer = threading.Timer(limit, self.process.kill)
+        timer.start()
+        try:
+            text = self.process.stdout.readline()
+        finally:
+            timer.cancel()
+        if not text:
+            raise Ended(f"{os.path.basename(self.args[0])} has ended (exit status {self.process.wait()})")
+        return text.strip()
+
+    def phase(self):
+        """Ends a phase of the host: its latencies."""
+        self.process.stdin.write("phase\n")
+        self.process.stdin.flush()
+        return json.loads(self.line())
+
+
+def asked(rpc, method, **params):
+    answer = rpc.call(method, **params)
+    if "error" in answer:
+        die(f"{method} failed: {answer['error']}")
+    return answer["result"]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def set_up(rpc, port, options):
+    mib = 64 if options.quick else BACKUP_MIB
+    asked(rpc, "bdev_malloc_create", name="Base", num_blocks=(2 * mib + 128) << 8, block_size=4096)
+    asked(rpc, "bdev_lvol_create_lvstore", bdev_name="Base", lvs_name="lvs", cluster_sz=1 << 20)
+    # Thick: all of its clusters are what the checksum reads.
+    asked(rpc, "bdev_lvol_create", lvs_name="lvs", lvol_name="vol", size=mib << 20)
+    asked(rpc, "bdev_lvol_snapshot", lvol_name="lvs/vol", snapshot_name="backup")
+    asked(rpc, "nvmf_create_transport", trtype="TCP")
+    asked(rpc, "nvmf_create_subsystem", nqn=NQN, allow_any_host=True)
+    for name in ("vol", "backup"):
+        asked(rpc, "nvmf_subsystem_add_ns", nqn=NQN, namespace={"bdev_name": f"lvs/{name}"})
+    address = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(port)}
+    asked(rpc, "nvmf_subsystem_add_listener", nqn=NQN, listen_address=address)
+
+
+def connections(rpc):
+    groups = asked(rpc, "nvmf_get_stats")["poll_groups"]
+    return [sum(group[key] for group in groups) for key in ("admin_qpairs", "io_qpairs")]
+
+
+def namespaces(rpc):
+    found = [subsystem for subsystem in asked(rpc, "nvmf_get_subsystems") if subsystem["nqn"] == NQN]
+    return [(space["nsid"], space["bdev_name"]) for space in found[0]["namespaces"]]
+
+
+def calls(rpc, path, deletes, times):
+    """Checksums of the backup, one after the other; with each, so many calls. Each is a delete that has to be refused, or,
+    for comparison, one of the same length that asks for nothing that is there."""
+    for _ in range(CHECKSUMS):
+        done = {}
+        other = Rpc(path)
+        summer = threading.Thread(target=lambda: done.update(
+            other.call("bdev_lvol_register_snapshot_checksum", name="lvs/backup")))
+        summer.start()
+        time.sleep(0.002)
+        for _ in range(DELETES):
+            begin = time.perf_counter_ns()
+            if deletes:
+                answer = rpc.call("bdev_lvol_delete", name="lvs/backup")
+            else:
+                answer = rpc.call("bdev_lvol_delete", name="lvs/nobody")
+            times.append((time.perf_counter_ns() - begin) / 1e3)
+            error = answer.get("error", {})
+            wanted = "Device or resource busy" if deletes else "No such device"
+            if error.get("message") != wanted:
+                die(f"a delete was answered {answer}, and not with: {wanted}",
+                    "If it was granted, the checksum had ended before: the machine is too busy for this.")
+        summer.join()
+        other.socket.close()
+        if done.get("result") is not True:
+            die(f"a checksum failed: {done}")
+
+
+def refused(target, program, options, place):
+    """Phases without and with refused deletes, A B A B …."""
+    core, other = cores()
+    huge = ["--no-huge"] if options.no_huge else []
+    path, port = os.path.join(place, "rpc.sock"), free_port()
+    memory = 2 * (64 if options.quick else BACKUP_MIB) + 768
+    pairs = options.pairs or (2 if options.quick else 5)
+    log = open(os.path.join(place, "target.log"), "w")
+    rows = []
+    with Program([target, *huge, "-m", f"[{core}]", "-s", str(memory), "-r", path], stdout=log, stderr=log):
+        rpc = Rpc(path)
+        set_up(rpc, port, options)
+        host = [program, "host", *huge, "-s", "256", "-m", f"[{other}]", f"127.0.0.1:{port}", NQN, str(DEPTH)]
+        with Program(host, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as host:
+            host.line()
+            before = (connections(rpc), namespaces(rpc), asked(rpc, "bdev_get_bdevs", name="lvs/backup"))
+            host.phase()
+            for pair in range(pairs):
+                row = {"bench": "lvol", "what": "host during refused deletes", "pair": pair}
+                for name, deletes in (("without", False), ("with", True)):
+                    times = []
+                    host.phase()
+                    calls(rpc, path, deletes, times)
+                    found = host.phase()
+                    row |= {f"{name}_{key}": value for key, value in found.items()}
+                    row[f"{name}_call_us"] = round(statistics.median(times), 1)
+                    row[f"{name}_calls"] = len(times)
+                row["p99_ratio"] = round(row["with_p99_us"] / row["without_p99_us"], 3)
+                row["p50_ratio"] = round(row["with_p50_us"] / row["without_p50_us"], 3)
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+                say(f"host at QD {DEPTH}: p99 {row['without_p99_us']:.0f} µs, with {row['with_calls']} refused deletes "
+                    f"{row['with_p99_us']:.0f} µs ({row['p99_ratio']:.2f}); {row['with_count']} I/Os verified")
+            after = (connections(rpc), namespaces(rpc), asked(rpc, "bdev_get_bdevs", name="lvs/backup"))
+            if before != after:
+                die("the refused deletes left traces:", f"before: {before}", f"after: {after}")
+            host.process.stdin.close()
+            if host.process.wait(timeout=60) != 0:
+                die("the host failed.")
+    return rows
+
+
+def local(program, options):
+    huge = ["--no-huge"] if options.no_huge else []
+    args = [program, "local", *huge, "-s", str(MEMORY if options.quick else 2048), "-m", f"[{cores()[0]}]"]
+    args += ["--quick"] if options.quick else []
+    rows = []
+    with Program(args, stdout=subprocess.PIPE) as process:
+        for line in process.process.stdout:
+            if not line.startswith("{"):
+                continue
+            rows.append(json.loads(line))
+            print(line.strip(), flush=True)
+        process.process.wait()
+    if process.process.returncode != 0:
+        die(f"this failed (exit status {process.process.returncode}): {' '.join(args)}")
+    return rows
+
+
+def summary(rows, others):
+    """Name, value, goal, and whether it is met."""
+    middle = lambda key, found: statistics.median(row[key] for row in found)
+    of = lambda what: [row for row in others if row["what"] == what]
+    result = [("p99 of the host with refused deletes, to that without", f"{middle('p99_ratio', rows):.2f}", "", "")]
+    result.append(("refused delete, by RPC, median", f"{middle('with_call_us', rows):.0f} µs", "", ""))
+    p50 = of("refused delete")[0]["p50_us"]
+    result.append(("refused delete, in the process, median", f"{p50:.1f} µs", "< 100 µs", p50 < 100))
+    result.append(("snapshot and granted delete, median", f"{of('snapshot and granted delete')[0]['p50_us']:.0f} µs", "", ""))
+    for what in ("create", "list", "delete"):
+        few, most = of(what)[0], of(what)[-1]
+        ratio = most["each_us"] / few["each_us"]
+        result.append((f"{what}, each of {most['n']} to each of {few['n']}", f"{most['each_us']:.1f} µs, {ratio:.2f}", "≤ 1.5",
+                       ratio <= 1.5))
+    few, most = of("create")[0], of("create")[-1]
+    ratio = most["last_us"] / few["last_us"]
+    result.append((f"create and delete one more, beside {most['n']} to beside {few['n']}",
+                   f"{most['last_us']:.1f} µs, {ratio:.2f}", "≤ 1.5", ratio <= 1.5))
+    ratio, speed = middle("ratio", of("checksum")), middle("checksum_gb_s", of("checksum"))
+    result.append(("checksum, to reading in order", f"{speed:.2f} GB/s, {ratio:.2f}", "≥ 0.90", ratio >= 0.9))
+    result.append(("random read of an lvol, to the device beneath", f"{middle('ratio', of('random read over raw')):.2f}", "", ""))
+    return result
+
+
+def run(options):
+    target, program = build()
+    with tempfile.TemporaryDirectory() as place:
+        if options.no_huge:
+            others = local(program, options)
+            rows = refused(target, program, options, place)
+        else:
+            with Hugepages(3072 if not options.quick else 1536):
+                others = local(program, options)
+                rows = refused(target, program, options, place)
+    found = summary(rows, others)
+    for name, value, goal, met in found:
+        say(f"{name}: {value}" + (f" (goal {goal}: {'met' if met else 'MISSED'})" if goal else ""))
+    out = os.path.join(TARGET, "bench", "lvol.html")
+    os.makedirs(os.path.dirname(out), exist_ok=True)
+    told = [[name, value, goal, {True: "yes", False: "no"}.get(met, "")] for name, value, goal, met in found]
+    keys = list(rows[0])[2:]
+    everything = "".join(
+        f"<h2>{what}</h2>" + table([key for key in group[0] if key not in ("bench", "what")],
+                                   [[row[key] for key in row if key not in ("bench", "what")] for row in group])
+        for what in dict.fromkeys(row["what"] for row in others)
+        for group in [[row for row in others if row["what"] == what]])
+    body = (f"<p>ci/bench {' '.join(sys.argv[1:])}</p>" + table(["", "measured", "goal", "met"], told)
+            + f"<h2>The host, without and with refused deletes; QD {DEPTH}, 4 KiB, half reads</h2>"
+            + table(keys, [[row[key] for key in keys] for row in rows]) + everything)
+    with open(out, "w") as file:
+        file.write(page("Logical volumes: deletes, many volumes, checksums", body))
+    say(f"the page: {out}")
+    missed = [name for name, _, goal, met in found if goal and not met]
+    say(f"done; goals missed: {', '.join(missed) if missed else 'none'}")
