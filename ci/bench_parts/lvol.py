@@ -159,7 +159,7 @@ def refused(target, program, options, place):
     with Program([target, *huge, "-m", f"[{core}]", "-s", str(memory), "-r", path], stdout=log, stderr=log):
         rpc = Rpc(path)
         set_up(rpc, port, options)
-        host = [program, "host", *huge, "-s", "256", "-m", f"[{other}]", f"127.0.0.1:{port}", NQN, str(DEPTH)]
+        host = [program, "host", *huge, "-s", str(MEMORY), "-m", f"[{other}]", f"127.0.0.1:{port}", NQN, str(DEPTH)]
         with Program(host, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as host:
             host.line()
             before = (connections(rpc), namespaces(rpc), asked(rpc, "bdev_get_bdevs", name="lvs/backup"))
@@ -191,7 +191,7 @@ def refused(target, program, options, place):
 
 def local(program, options):
     huge = ["--no-huge"] if options.no_huge else []
-    args = [program, "local", *huge, "-s", str(MEMORY if options.quick else 2048), "-m", f"[{cores()[0]}]"]
+    args = [program, "local", *huge, "-s", str(1024 if options.quick else 2048), "-m", f"[{cores()[0]}]"]
     args += ["--quick"] if options.quick else []
     rows = []
     with Program(args, stdout=subprocess.PIPE) as process:

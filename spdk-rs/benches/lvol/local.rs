@@ -10,7 +10,7 @@ use spdk_rs::bdev::delay::{self, Latency};
 use spdk_rs::bdev::{Bdev, Channel, Mode, malloc};
 use spdk_rs::buf::DmaBuf;
 use spdk_rs::lvol::{DestroyError, Lvol, LvolStore, Provisioning, StoreOptions, stop_checksum};
-use spdk_rs::reactor::yield_now;
+use spdk_rs::reactor::sleep;
 use spdk_rs::spawn;
 
 use super::{histogram, percentiles};
@@ -74,7 +74,7 @@ async fn refused(count: usize) -> Result<()> {
     delay::set_latency("slow", Latency::all(Duration::from_millis(200)))?;
     let summed = backup.clone();
     let sum = spawn(async move { summed.checksum().await });
-    yield_now().await;
+    sleep(Duration::from_millis(20)).await;
     let mut times = histogram();
     for _ in 0..count {
         let begin = Instant::now();

@@ -82,7 +82,7 @@ async fn work() -> Result<()> {
             random: Random(lives.below(u64::MAX)),
             key: 0,
         };
-        let end = done + LIFE.min(count - done);
+        let end = done + number("LVOL_MODEL_LIFE").unwrap_or(LIFE).min(count - done);
         while done < end {
             for step in chooser.some(&life.model) {
                 writeln!(log, "{}", serde_json::to_string(&step)?)?;
@@ -161,7 +161,11 @@ fn finds(test: &str, wrong: &str, word: &str, at_most: usize) {
     let runner = Runner {
         test,
         place: place.path(),
-        env: vec![("LVOL_MODEL_WRONG", wrong.to_owned())],
+        // Short lives, so that lists are short from the start.
+        env: vec![
+            ("LVOL_MODEL_WRONG", wrong.to_owned()),
+            ("LVOL_MODEL_LIFE", "60".to_owned()),
+        ],
     };
     let limit = Duration::from_secs(100);
     let why = runner.at_random(1, 3_000, limit).expect_err("the model is wrong");

@@ -103,6 +103,35 @@ fn sound(steps: Vec<Step>) -> Vec<Step> {
     sound
 }
 
+/// What leads to the volumes that were worked on last.
+fn leading_there(steps: &[Step]) -> Vec<Step> {
+    let looks = |step: &Step| matches!(step.op, Op::Settle | Op::Reload { .. });
+    let end = steps.len() - steps.iter().rev().take_while(|step| looks(step)).count();
+    let last = steps[..end].iter().rposition(looks).map_or(0, |at| at + 1);
+    let mut wanted: HashSet<Key> = HashSet::new();
+    for step in &steps[last..] {
+        wanted.extend(step.op.vol());
+    }
+    // What was made of others comes later than they do.
+    for step in steps.iter().rev().filter(|step| step.op.makes().is_some()) {
+        if wanted.contains(&step.key) {
+            wanted.extend(step.op.vol());
+        }
+    }
+    let leads = |step: &&Step| {
+        let makes = step.op.makes().is_some() && wanted.contains(&step.key);
+        makes || looks(step) || step.op.vol().is_some_and(|vol| wanted.contains(&vol))
+    };
+    let mut steps: Vec<_> = steps[..last]
+        .iter()
+        .filter(leads)
+        .chain(&steps[last..])
+        .cloned()
+        .collect();
+    steps.dedup_by_key(|step| step.op.clone());
+    sound(steps)
+}
+
 /// A list, and how it fails.
 pub struct Failure {
     pub steps: Vec<Step>,
@@ -121,7 +150,6 @@ pub fn shrink(runner: &Runner, steps: Vec<Step>, why: String, time: Duration) ->
         again: 0,
         tried: 0,
     };
-    let mut size = best.steps.len().div_ceil(2).max(1);
     let attempt = |best: &mut Failure, steps: Vec<Step>| {
         if begin.elapsed() > time || steps == best.steps {
             return false;
@@ -135,35 +163,37 @@ pub fn shrink(runner: &Runner, steps: Vec<Step>, why: String, time: Duration) ->
             None => false,
         }
     };
+    let leading = leading_there(&best.steps);
+    attempt(&mut best, leading);
+    // As plain as can be, and then shorter, as long as any of it helps.
+    let plainer: [fn(&mut Step); 2] = [|step| step.turns = 0, |step| step.depth = 1];
     loop {
-        let mut shorter = false;
-        // The later ones first: what went wrong was seen at the end.
-        let mut end = best.steps.len();
-        while end > 0 {
-            let start = end.saturating_sub(size);
+        let before = best.steps.clone();
+        for change in plainer {
             let mut steps = best.steps.clone();
-            steps.drain(start..end);
-            if attempt(&mut best, sound(steps)) {
-                shorter = true;
-            }
-            end = start.min(best.steps.len());
+            steps.iter_mut().for_each(change);
+            attempt(&mut best, steps);
         }
-        if size > 1 {
-            size = size.div_ceil(2).min(best.steps.len().max(1));
-        } else if !shorter {
+        let mut size = best.steps.len().div_ceil(2).max(1);
+        loop {
+            // The later ones first: what went wrong was seen at the end.
+            let mut end = best.steps.len();
+            while end > 0 {
+                let start = end.saturating_sub(size);
+                let mut steps = best.steps.clone();
+                steps.drain(start..end);
+                attempt(&mut best, sound(steps));
+                end = start.min(best.steps.len());
+            }
+            if size == 1 {
+                break;
+            }
+            size = size.div_ceil(2);
+        }
+        if best.steps == before {
             break;
         }
     }
-    // And what is left as plain as can be.
-    let alter = |best: &Failure, change: fn(&mut Step)| -> Vec<Step> {
-        let mut steps = best.steps.clone();
-        steps.iter_mut().for_each(change);
-        steps
-    };
-    let steps = alter(&best, |step| step.turns = 0);
-    attempt(&mut best, steps);
-    let steps = alter(&best, |step| step.depth = 1);
-    attempt(&mut best, steps);
     best.again = (0..AGAIN).filter(|_| runner.fails(&best.steps).is_some()).count();
     best
 }
