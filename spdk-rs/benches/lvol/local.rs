@@ -20,6 +20,8 @@ const BLOCK: u64 = 4096;
 /// As the checksum reads.
 const CHUNK: u64 = 128 << 10;
 const DEPTH: usize = 8;
+/// A volume of many: what looks for partitions on it can read what it wants.
+const SMALL: u64 = 64 << 10;
 
 fn print(what: &str, n: impl Display, mut result: Value) {
     result["bench"] = json!("lvol");
@@ -126,7 +128,7 @@ async fn many(n: usize) -> Result<()> {
         let begin = Instant::now();
         made.push(
             store
-                .create_lvol(&format!("vol{at}"), 16 << 10, Provisioning::Thin)
+                .create_lvol(&format!("vol{at}"), SMALL, Provisioning::Thin)
                 .await?,
         );
         times.record(begin.elapsed().as_nanos() as u64)?;
@@ -163,9 +165,7 @@ async fn tail(made: &mut [Lvol], store: &LvolStore, n: usize) -> Result<f64> {
     let mut times = histogram();
     for _ in 0..50 {
         let begin = Instant::now();
-        let lvol = store
-            .create_lvol("one-more", 16 << 10, Provisioning::Thin)
-            .await?;
+        let lvol = store.create_lvol("one-more", SMALL, Provisioning::Thin).await?;
         lvol.destroy().await?;
         times.record(begin.elapsed().as_nanos() as u64)?;
     }
