@@ -31,6 +31,11 @@ pub async fn run(address: SocketAddr, nqn: String, depth: usize) -> Result<()> {
         "{name} is too small for {depth} lanes"
     );
     let channel = Rc::new(descriptor.channel()?);
+    // All of it first, so that the clusters are there.
+    let mut zeroes = DmaBuf::zeroed(BLOCK)?;
+    for block in 0..depth as u64 * BLOCKS {
+        ((), zeroes) = channel.write(zeroes, block * BLOCK as u64).await.ok()?;
+    }
     let stop = Rc::new(Cell::new(false));
     let times = Rc::new(RefCell::new(super::histogram()));
     let mut lanes = Vec::new();
@@ -87,15 +92,6 @@ async fn work(
     let mut buf = DmaBuf::zeroed(BLOCK)?;
     let mut random = lane + 1;
     let mut count = 0;
-    // All of it first, so that the clusters are there.
-    for block in 0..BLOCKS {
-        buf.fill(0);
-        ((), buf) = channel
-            .write(buf, (lane * BLOCKS + block) * BLOCK as u64)
-            .await
-            .ok()?;
-    }
-    times.borrow_mut().reset();
     while !stop.get() {
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
