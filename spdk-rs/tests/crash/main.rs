@@ -124,7 +124,7 @@ impl Lane {
 
     /// Takes what was found for what is, if it may be.
     fn find(&mut self, report: &Report, lane: usize) -> Result<()> {
-        let found = of_lane(&report, lane);
+        let found = of_lane(report, lane);
         let may_be = match self.unheard.take() {
             None => vec![self.family.clone()],
             Some(op) => {

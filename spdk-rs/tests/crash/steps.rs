@@ -131,7 +131,7 @@ fn check(report: &Report, may_be: &[Family]) -> Result<()> {
 }
 
 fn check_volumes(report: &Report, may_be: &[Family]) -> Result<()> {
-    let found = of_lane(&report, 0);
+    let found = of_lane(report, 0);
     let wrong: Vec<_> = may_be.iter().map(|family| family.check(&found)).collect();
     ensure!(wrong.iter().any(Result::is_ok), "{wrong:?}; found: {found:?}");
     Ok(())
@@ -148,7 +148,7 @@ fn is_done(op: &Op, before: &Family, report: &Report) -> bool {
             .map(|(name, volume)| (name.clone(), volume.parent.clone()))
             .collect()
     };
-    let found = names(&Family::of(&of_lane(&report, 0)));
+    let found = names(&Family::of(&of_lane(report, 0)));
     names(before) != names(&after) && found == names(&after)
 }
 
