@@ -158,7 +158,12 @@ fn a_cluster_is_allocated_while_it_is_read_and_written() {
                     if found == content(page) {
                         break;
                     }
-                    ensure!(found == [0; PAGE], "page {page} is {:?}…", &found[..8]);
+                    // The device copies while it is read: part of it may be there.
+                    let mut bytes = found.iter().zip(content(page));
+                    ensure!(
+                        bytes.all(|(found, written)| *found == 0 || *found == written),
+                        "page {page} has something else in it"
+                    );
                 }
                 for other in page + 1..page + 4 {
                     write(&channel, &content(other), other * PAGE as u64).await?;
