@@ -83,7 +83,11 @@ impl Place {
     }
 
     /// The same, with findings that are no wonder.
-    pub async fn load_despite(path: &Path, shape: Shape, expected: impl Fn(&Finding) -> bool) -> Result<Self> {
+    pub async fn load_despite(
+        path: &Path,
+        shape: Shape,
+        expected: impl Fn(&Finding) -> bool,
+    ) -> Result<Self> {
         let report = check_file(path)?;
         let mended = |finding: &Finding| finding.remedy() == Remedy::Load;
         let mut findings = report.findings.iter();
