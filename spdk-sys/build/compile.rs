@@ -11,6 +11,7 @@ use crate::fingerprint::{self, Inputs};
 use crate::pinned::Pinned;
 use crate::progress::Progress;
 use crate::run;
+use crate::sanitizer::Sanitizer;
 use crate::series::Series;
 use crate::source;
 use crate::store::{self, Entry};
@@ -18,7 +19,7 @@ use crate::tools;
 use crate::{link, patch};
 
 /// Arguments of configure. Tests and examples are not built; vhost, virtio: no user here.
-pub fn configure_flags(arch: &str, sanitize: bool) -> Vec<String> {
+pub fn configure_flags(arch: &str, sanitize: Option<Sanitizer>) -> Vec<String> {
     let flags = [
         "--disable-tests",
         "--disable-unit-tests",
@@ -29,9 +30,7 @@ pub fn configure_flags(arch: &str, sanitize: bool) -> Vec<String> {
     ];
     let mut all = vec![format!("--target-arch={arch}")];
     all.extend(flags.map(str::to_owned));
-    if sanitize {
-        all.push("--enable-asan".to_owned());
-    }
+    all.extend(sanitize.map(Sanitizer::configure_flag));
     all
 }
 
@@ -60,9 +59,6 @@ struct Stage {
     directory: &'static str,
     what: &'static str,
 }
-
-/// What `--enable-asan` gives to the compiler.
-pub const SANITIZE: &str = "-fsanitize=address";
 
 const DPDK: &str = "dpdkbuild";
 
@@ -158,10 +154,11 @@ fn prepare(command: &mut Command, config: &Config, tree: &Path) {
     command.env("CC", &config.cc);
     // SPDK's makefiles ask git for a commit; the answer of a repository around the cache is not SPDK's.
     command.env("GIT_CEILING_DIRECTORIES", tree.parent().unwrap_or(tree));
-    if config.sanitize {
+    if config.sanitize == Some(Sanitizer::Address) {
         // SPDK's own flags do not reach DPDK. (It also links shared libraries, which are not used.)
-        command.env("EXTRA_DPDK_CFLAGS", SANITIZE);
-        command.env("DPDK_LDFLAGS", SANITIZE);
+        let flag = Sanitizer::Address.compiler_flag();
+        command.env("EXTRA_DPDK_CFLAGS", &flag);
+        command.env("DPDK_LDFLAGS", &flag);
     }
 }
 
@@ -243,13 +240,17 @@ mod tests {
 
     #[test]
     fn the_architecture_is_a_flag() {
-        assert_eq!(configure_flags("x86-64-v3", false)[0], "--target-arch=x86-64-v3");
+        assert_eq!(configure_flags("x86-64-v3", None)[0], "--target-arch=x86-64-v3");
     }
 
     #[test]
     fn the_sanitizer_is_a_flag() {
-        let has = |sanitize| configure_flags("native", sanitize).contains(&"--enable-asan".to_owned());
-        assert!(has(true) && !has(false));
+        let has =
+            |sanitize, flag: &str| configure_flags("native", sanitize).contains(&format!("--enable-{flag}"));
+        let (address, undefined) = (Some(Sanitizer::Address), Some(Sanitizer::Undefined));
+        assert!(has(address, "asan") && !has(address, "ubsan"));
+        assert!(has(undefined, "ubsan") && !has(undefined, "asan"));
+        assert!(!has(None, "asan") && !has(None, "ubsan"));
     }
 
     #[test]

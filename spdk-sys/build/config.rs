@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::sanitizer::Sanitizer;
 
 type Getter = Box<dyn Fn(&str) -> Option<OsString>>;
 
@@ -121,8 +122,8 @@ pub struct Config {
     pub series: Part,
     /// `SPDK_SYS_ARCH`: the oldest processor that the result runs on.
     pub arch: String,
-    /// `SPDK_SYS_SANITIZE`: with the address sanitizer in it, for programs that are built with it too.
-    pub sanitize: bool,
+    /// `SPDK_SYS_SANITIZE`: the sanitizer in it.
+    pub sanitize: Option<Sanitizer>,
     /// `SPDK_SYS_ALLOW_UNPATCHED`: take an SPDK without the patches.
     pub allow_unpatched: bool,
     /// `NUM_JOBS`.
@@ -172,15 +173,17 @@ impl Config {
                 "SPDK_SYS_ARCH={arch}: say one that gcc knows for -march, as x86-64-v2 or native."
             )));
         }
-        let sanitize = match word(env, "SPDK_SYS_SANITIZE")?.as_deref() {
-            None => false,
-            Some("address") => true,
-            Some(other) => {
-                return Err(Error::from(format!(
-                    "SPDK_SYS_SANITIZE={other}: say address, or nothing."
-                )));
-            }
-        };
+        let sanitize =
+            match word(env, "SPDK_SYS_SANITIZE")? {
+                None => None,
+                Some(name) => Some(Sanitizer::ALL.into_iter().find(|s| s.name() == name).ok_or_else(
+                    || {
+                        Error::from(format!(
+                            "SPDK_SYS_SANITIZE={name}: say address, or undefined, or nothing."
+                        ))
+                    },
+                )?),
+            };
         let allow_unpatched = match word(env, "SPDK_SYS_ALLOW_UNPATCHED")?.as_deref() {
             None | Some("0") => false,
             Some("1") => true,
@@ -321,7 +324,7 @@ pub mod tests {
                 config.allow_unpatched,
                 config.jobs
             ),
-            (Features::default(), false, false, 2)
+            (Features::default(), None, false, 2)
         );
     }
 
@@ -359,7 +362,7 @@ pub mod tests {
     #[test]
     fn senseless_values_are_named() {
         assert!(error(&[("SPDK_SYS_SERIES", "half")]).contains("SPDK_SYS_SERIES=half"));
-        assert!(error(&[("SPDK_SYS_SANITIZE", "memory")]).contains("SPDK_SYS_SANITIZE=memory"));
+        assert!(error(&[("SPDK_SYS_SANITIZE", "memory")]).contains("SPDK_SYS_SANITIZE=memory: say address"));
         assert!(error(&[("SPDK_SYS_ALLOW_UNPATCHED", "yes")]).contains("SPDK_SYS_ALLOW_UNPATCHED=yes"));
         assert!(error(&[("TARGET", "aarch64-unknown-linux-gnu")]).contains("aarch64-unknown-linux-gnu"));
         assert!(error(&[("SPDK_SYS_ARCH", "a b")]).contains("SPDK_SYS_ARCH"));
@@ -376,7 +379,7 @@ pub mod tests {
         let config = read(&variables).0.unwrap();
         assert_eq!(
             (config.series, config.sanitize, config.allow_unpatched),
-            (Part::Enabling, true, true)
+            (Part::Enabling, Some(Sanitizer::Address), true)
         );
         assert_eq!(
             config.features,

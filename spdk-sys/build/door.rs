@@ -9,6 +9,7 @@ use crate::error::{Context, Error, Result};
 use crate::link;
 use crate::pinned::Pinned;
 use crate::probe::{self, Facts};
+use crate::sanitizer::Sanitizer;
 
 /// Looks at the directory from outside; gives its real path.
 pub fn open(dir: &Path, pinned: &Pinned) -> Result<PathBuf> {
@@ -19,7 +20,7 @@ pub fn open(dir: &Path, pinned: &Pinned) -> Result<PathBuf> {
         if !is("mk/config.mk") || !is("include/spdk/config.h") {
             return Err(Error::from(format!(
                 "{name} is not built: there is no mk/config.mk or no include/spdk/config.h in it.\n{}",
-                how_to_build(false)
+                how_to_build(None)
             )));
         }
         return Ok(root);
@@ -38,7 +39,7 @@ pub fn open(dir: &Path, pinned: &Pinned) -> Result<PathBuf> {
     )))
 }
 
-fn how_to_build(sanitize: bool) -> String {
+fn how_to_build(sanitize: Option<Sanitizer>) -> String {
     format!(
         "Build it: ./configure {} && make lib module",
         configure_flags(DEFAULT_ARCH, sanitize).join(" ")
@@ -50,7 +51,6 @@ const REQUIRED: &[(&str, &str, &str)] = &[
     ("ISAL", "y", "isa-l is linked for its checksums"),
     ("DEBUG", "n", "the bindings are made for SPDK's release build"),
     ("SHARED", "n", "the static archives are linked"),
-    ("UBSAN", "n", "the sanitizer would have to be linked too"),
     ("TSAN", "n", "the thread sanitizer would have to be linked too"),
     ("COVERAGE", "n", "gcov would have to be linked too"),
     ("LTO", "n", "rustc's linker cannot read gcc's intermediate code"),
@@ -110,13 +110,20 @@ fn check_config(config: &Config, root: &Path, facts: &Facts) -> Result<()> {
             wrong.push(format!("  CONFIG_{entry}={value}, needed is {required}: {why}"));
         }
     }
-    let asan = if config.sanitize { "y" } else { "n" };
-    if facts.config("ASAN") != asan {
-        wrong.push(format!(
-            "  CONFIG_ASAN={}, needed is {asan}: the address sanitizer is on both sides, or on none \
-             (SPDK_SYS_SANITIZE=address)",
-            facts.config("ASAN")
-        ));
+    for sanitizer in Sanitizer::ALL {
+        let (entry, name) = (sanitizer.entry(), sanitizer.name());
+        let needed = if config.sanitize == Some(sanitizer) {
+            "y"
+        } else {
+            "n"
+        };
+        let value = facts.config(entry);
+        if value != needed {
+            wrong.push(format!(
+                "  CONFIG_{entry}={value}, needed is {needed}: this sanitizer is on both sides, or on none \
+                 (SPDK_SYS_SANITIZE={name})"
+            ));
+        }
     }
     if config.features.uring && facts.config("URING") != "y" {
         wrong.push(
@@ -235,20 +242,25 @@ mod tests {
     #[test]
     fn the_sanitizer_is_on_both_sides() {
         let dir = tree_with_archives();
-        let sanitize = Config {
-            sanitize: true,
-            ..config()
-        };
-        let mut facts = facts(dir.path());
-        let error = check(&sanitize, &pinned(), 2, dir.path(), &facts)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("CONFIG_ASAN=n, needed is y") && error.contains("--enable-asan"),
-            "{error}"
-        );
-        facts.config.insert("ASAN".into(), "y".into());
-        check(&sanitize, &pinned(), 2, dir.path(), &facts).unwrap();
+        for (sanitizer, entry, flag) in [
+            (Sanitizer::Address, "ASAN", "--enable-asan"),
+            (Sanitizer::Undefined, "UBSAN", "--enable-ubsan"),
+        ] {
+            let sanitize = Config {
+                sanitize: Some(sanitizer),
+                ..config()
+            };
+            let mut facts = facts(dir.path());
+            let error = check(&sanitize, &pinned(), 2, dir.path(), &facts)
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains(&format!("CONFIG_{entry}=n, needed is y")) && error.contains(flag),
+                "{error}"
+            );
+            facts.config.insert(entry.into(), "y".into());
+            check(&sanitize, &pinned(), 2, dir.path(), &facts).unwrap();
+        }
     }
 
     #[test]
@@ -305,8 +317,13 @@ mod tests {
         }
         let error = refusal(|f| drop(f.config.insert("URING".into(), "n".into())));
         assert!(error.contains("cargo feature `uring`"), "{error}");
-        let error = refusal(|f| drop(f.config.insert("ASAN".into(), "y".into())));
-        assert!(error.contains("CONFIG_ASAN=y, needed is n"), "{error}");
+        for entry in ["ASAN", "UBSAN"] {
+            let error = refusal(|f| drop(f.config.insert(entry.into(), "y".into())));
+            assert!(
+                error.contains(&format!("CONFIG_{entry}=y, needed is n")),
+                "{error}"
+            );
+        }
         let error = refusal(|f| drop(f.config.insert("DPDK_DIR".into(), "/opt/dpdk".into())));
         assert!(error.contains("CONFIG_DPDK_DIR=/opt/dpdk"), "{error}");
     }

@@ -25,6 +25,7 @@ mod probe;
 mod progress;
 mod rerun;
 mod run;
+mod sanitizer;
 mod series;
 mod shim;
 mod source;
@@ -39,6 +40,7 @@ use error::{Context, Error, Result};
 use pinned::Pinned;
 use probe::Facts;
 use progress::Progress;
+use sanitizer::Sanitizer;
 use series::Series;
 
 fn main() -> ExitCode {
@@ -143,6 +145,9 @@ fn emit(config: &Config, spdk: &Spdk) -> Result<()> {
     bindings::generate(config, &spdk.root)?;
     bindings::write_stamp(config, spdk.facts.level)?;
     print(&link::plan(&spdk.root, &config.features).lines());
+    if let Some(library) = config.sanitize.and_then(Sanitizer::library) {
+        println!("cargo::rustc-link-lib=dylib={library}");
+    }
     print(&[
         "cargo::rustc-check-cfg=cfg(spdk_patched)".to_owned(),
         "cargo::rustc-check-cfg=cfg(spdk_delete_patched)".to_owned(),

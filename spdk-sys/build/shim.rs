@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::compile::SANITIZE;
 use crate::config::Config;
 use crate::error::{Error, Result};
 
@@ -45,8 +44,8 @@ pub fn compile(config: &Config, root: &Path) -> Result<()> {
         .define("_GNU_SOURCE", None)
         .define("NDEBUG", None)
         .cargo_metadata(true);
-    if config.sanitize {
-        build.flag(SANITIZE);
+    if let Some(sanitizer) = config.sanitize {
+        build.flag(sanitizer.compiler_flag());
     }
     build.try_compile("spdk_sys_shim").map_err(|e| {
         Error::from(format!(

@@ -16,9 +16,9 @@
 //!
 //! A build is kept in the cache under a fingerprint of all that it depends on, and shared by all profiles.
 //! Other variables: `SPDK_SYS_SERIES` (`full`, or `enabling` for the control build), `SPDK_SYS_ARCH` (the
-//! oldest processor to run on, `x86-64-v2`), `SPDK_SYS_SANITIZE=address` (with the address sanitizer, whose
-//! runtime must then be rustc's: `-Zsanitizer=address`), `SPDK_SYS_ALLOW_UNPATCHED=1` (take a `SPDK_SYS_DIR` without
-//! patches), `CC`. Each may have the target appended: `SPDK_SYS_DIR_x86_64_unknown_linux_gnu`.
+//! oldest processor to run on, `x86-64-v2`), `SPDK_SYS_SANITIZE` (`address`: with the address sanitizer, whose
+//! runtime must then be rustc's, `-Zsanitizer=address`; `undefined`: with gcc's sanitizer for undefined behaviour, whose
+//! runtime is linked), `SPDK_SYS_ALLOW_UNPATCHED=1` (take a `SPDK_SYS_DIR` without patches), `CC`. Each may have the target appended: `SPDK_SYS_DIR_x86_64_unknown_linux_gnu`.
 //!
 //! # A wrong SPDK is noticed
 //!
