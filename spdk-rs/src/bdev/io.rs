@@ -231,7 +231,17 @@ pub(super) fn poll<R>(
 #[cold]
 fn poll_otherwise(at: IoAt<'_>, cx: &Context<'_>, kind: IoType) -> bool {
     if at.prepared().is_some() {
-        at.submit(|channel, keep, cb_arg| check(channel, kind, keep, cb_arg));
+        at.submit(|channel, keep, cb_arg| {
+            // Most often only the waker is another one: nothing is wrong with it.
+            let fine = channel.is_fine(kind, keep.offset, keep.len);
+            if !fine || !channel.descriptor().owner().is_current() {
+                return check(channel, kind, keep, cb_arg);
+            }
+            match submit_now(channel, kind, keep, cb_arg) {
+                0 => Submitted::Pending,
+                rc => not_taken(channel, kind, keep, cb_arg, rc),
+            }
+        });
     }
     if !at.has_ended() {
         at.wait(cx, at.turn(cx));
