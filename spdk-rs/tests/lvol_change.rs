@@ -6,14 +6,13 @@ mod common;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use common::bdev::{open, read, register, until};
-use common::disk::TestDisk;
-use common::lvol::{MIB, load_anew, scenario, store_on};
+use common::bdev::{open, read, until};
+use common::lvol::{MIB, kind, load_anew, scenario, store_in_memory, store_on};
 use spdk_rs::bdev::delay::{self, Latency};
 use spdk_rs::bdev::{self, Bdev, Mode};
 use spdk_rs::bdev_module::{Kind, Status};
 use spdk_rs::buf::DmaBuf;
-use spdk_rs::lvol::{DestroyError, Lvol, LvolStore, Provisioning, StoreOptions};
+use spdk_rs::lvol::{DestroyError, Lvol, Provisioning};
 use spdk_rs::reactor::{sleep, timeout};
 use spdk_rs::{ErrorKind, spawn};
 
@@ -26,10 +25,6 @@ async fn fill(lvol: &Lvol, cluster: u64) -> Result<()> {
     channel.write(buf, cluster * MIB).await.into_result()?;
     drop(channel);
     Ok(descriptor.close().await?)
-}
-
-fn kind<T: std::fmt::Debug>(result: spdk_rs::Result<T>) -> ErrorKind {
-    result.expect_err("it cannot work").kind()
 }
 
 #[test]
@@ -165,10 +160,7 @@ fn a_volume_grows_beyond_its_snapshot() {
 #[test]
 fn opened_while_it_shrinks() {
     scenario("opened_while_it_shrinks", |_| async {
-        let disk = TestDisk::new(64 << 20);
-        let registered = register(&disk, "disk").await?;
-        let options = StoreOptions::default().cluster_size(MIB as u32);
-        let store = LvolStore::create("disk", "lvs", options).await?;
+        let (disk, registered, store) = store_in_memory(64 * MIB).await?;
         let vol = store.create_lvol("vol", 6 * MIB, Provisioning::Thick).await?;
         bdev::wait_for_examine().await?; // which opens it
         for fails in [true, false] {

@@ -5,15 +5,14 @@ mod common;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::bdev::register;
-use common::disk::{Fate, TestDisk};
-use common::lvol::{MIB, load_anew, scenario, store_on};
+use common::disk::Fate;
+use common::lvol::{MIB, load_anew, scenario, store_in_memory, store_on};
 use common::{isolated, run};
 use spdk_rs::bdev::delay::{self, Latency};
 use spdk_rs::bdev::{Bdev, Mode};
 use spdk_rs::bdev_module::{Kind, Status};
 use spdk_rs::buf::DmaBuf;
-use spdk_rs::lvol::{Lvol, LvolStore, Provisioning, StoreOptions, stop_checksum};
+use spdk_rs::lvol::{Lvol, LvolStore, Provisioning, stop_checksum};
 use spdk_rs::reactor::{sleep, timeout};
 use spdk_rs::{ErrorKind, spawn};
 
@@ -174,10 +173,7 @@ async fn changes() -> Result<()> {
 
 /// Whether the fault was met.
 async fn one_change(kind: Kind, nth: usize) -> Result<bool> {
-    let disk = TestDisk::new(48 << 20);
-    let registered = register(&disk, "ram").await?;
-    let options = StoreOptions::default().cluster_size(MIB as u32);
-    let store = LvolStore::create("ram", "lvs", options).await?;
+    let (disk, registered, store) = store_in_memory(48 * MIB).await?;
     let [old, mid, ..] = chain(&store).await?;
     let stored = mid.checksum().await?;
     let clusters = mid.allocated_clusters().await?;
@@ -217,10 +213,7 @@ fn a_sum_that_could_not_be_stored_holds_nothing() {
 }
 
 async fn not_stored() -> Result<()> {
-    let disk = TestDisk::new(48 << 20);
-    let registered = register(&disk, "ram").await?;
-    let options = StoreOptions::default().cluster_size(MIB as u32);
-    let store = LvolStore::create("ram", "lvs", options).await?;
+    let (disk, registered, store) = store_in_memory(48 * MIB).await?;
     let [old, ..] = chain(&store).await?;
     disk.fail_times(Kind::Write, 1, 100, Fate::End(Status::Failed));
     let error = old.checksum().await.unwrap_err();

@@ -5,13 +5,12 @@ mod common;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::bdev::register;
-use common::disk::{Fate, TestDisk};
-use common::lvol::MIB;
+use common::disk::Fate;
+use common::lvol::{MIB, store_in_memory};
 use common::{isolated, run};
 use spdk_rs::ErrorKind;
 use spdk_rs::bdev_module::{Kind, Status};
-use spdk_rs::lvol::{LvolStore, Provisioning, StoreOptions};
+use spdk_rs::lvol::{LvolStore, Provisioning};
 use spdk_rs::reactor::timeout;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -42,10 +41,7 @@ async fn renames() -> Result<()> {
 
 /// Whether the fault was met.
 async fn one_rename(kind: Kind, nth: usize, failing: usize) -> Result<bool> {
-    let disk = TestDisk::new(48 << 20);
-    let registered = register(&disk, "ram").await?;
-    let options = StoreOptions::default().cluster_size(MIB as u32);
-    let store = LvolStore::create("ram", "lvs", options).await?;
+    let (disk, registered, store) = store_in_memory(48 * MIB).await?;
     store.create_lvol("vol", 4 * MIB, Provisioning::Thin).await?;
     store.unload().await?;
     timeout(LIMIT, registered.unregister()).await??;

@@ -7,23 +7,19 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use common::bdev::{poll_once, register};
-use common::disk::{Fate, TestDisk};
-use common::lvol::{MIB, load_anew, scenario, store_on};
+use common::bdev::poll_once;
+use common::disk::Fate;
+use common::lvol::{MIB, kind, load_anew, scenario, store_in_memory, store_on};
 use common::{isolated, run};
 use spdk_rs::bdev::delay::{self, Latency};
 use spdk_rs::bdev::{Bdev, Mode};
 use spdk_rs::bdev_module::{Kind, Status};
 use spdk_rs::buf::DmaBuf;
-use spdk_rs::lvol::{DestroyError, Lvol, LvolStore, Provisioning, StoreOptions, XATTR_MAX};
+use spdk_rs::lvol::{DestroyError, Lvol, LvolStore, Provisioning, XATTR_MAX};
 use spdk_rs::reactor::{sleep, timeout};
 use spdk_rs::{ErrorKind, spawn};
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-fn kind<T: std::fmt::Debug>(result: spdk_rs::Result<T>) -> ErrorKind {
-    result.expect_err("it cannot work").kind()
-}
 
 /// What `xattrs` is to answer.
 fn notes(notes: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
@@ -220,10 +216,7 @@ fn a_note_that_could_not_be_written_was_not_taken() {
 }
 
 async fn broken() -> Result<()> {
-    let disk = TestDisk::new(64 << 20);
-    let registered = register(&disk, "ram").await?;
-    let options = StoreOptions::default().cluster_size(MIB as u32);
-    let store = LvolStore::create("ram", "lvs", options).await?;
+    let (disk, registered, store) = store_in_memory(64 * MIB).await?;
     let vol = store.create_lvol("vol", 4 * MIB, Provisioning::Thin).await?;
     let snap = vol.snapshot("snap").await?;
     for lvol in [&vol, &snap] {

@@ -2,13 +2,18 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
+use spdk_rs::ErrorKind;
 use spdk_rs::bdev::delay::Latency;
 use spdk_rs::bdev::{aio, delay};
+use spdk_rs::bdev_module::Registered;
 use spdk_rs::lvol::check::check_file;
 use spdk_rs::lvol::{LvolInfo, LvolStore, StoreOptions};
 
+use super::bdev::register;
+use super::disk::TestDisk;
 use super::{isolated, run};
 
 /// Runs `body` in a process of its own, with a place for a disk.
@@ -22,6 +27,11 @@ where
     });
 }
 
+/// How something failed that cannot work.
+pub fn kind<T: std::fmt::Debug>(result: spdk_rs::Result<T>) -> ErrorKind {
+    result.expect_err("it cannot work").kind()
+}
+
 /// A cluster of [`store_on`].
 pub const MIB: u64 = 1 << 20;
 
@@ -32,6 +42,15 @@ pub async fn store_on(disk: &Path) -> Result<LvolStore> {
     delay::create("slow0", "aio0", Latency::NONE)?;
     let options = StoreOptions::default().cluster_size(MIB as u32);
     Ok(LvolStore::create("slow0", "lvs", options).await?)
+}
+
+/// A store with clusters of 1 MiB on the test disk `ram`, of so many bytes.
+pub async fn store_in_memory(bytes: u64) -> Result<(Arc<TestDisk>, Registered, LvolStore)> {
+    let disk = TestDisk::new(bytes as usize);
+    let registered = register(&disk, "ram").await?;
+    let options = StoreOptions::default().cluster_size(MIB as u32);
+    let store = LvolStore::create("ram", "lvs", options).await?;
+    Ok((disk, registered, store))
 }
 
 /// Loads the store of [`store_on`] anew, from the file alone. Nothing is wrong with it, unloaded or loaded.
