@@ -143,7 +143,8 @@ impl TestDisk {
         struck
     }
 
-    fn serve(&self, mut io: Io) {
+    /// Does what was held back, or taken.
+    pub fn serve(&self, mut io: Io) {
         let mut data = lock(&self.data);
         let range = io.offset() as usize..(io.offset() + io.num_bytes()) as usize;
         match io.kind() {
