@@ -160,7 +160,11 @@ async fn abort() -> Result<()> {
     Ok(())
 }
 
-/// Two flushes that the target's device does, and one that it fails: the target counts them.
+/// Of dword 12 of a command.
+const FORCE_UNIT_ACCESS: u32 = 1 << 30;
+
+/// Flushes that the target's device does, two asked for and two with what is written, and one of each that
+/// it fails: the target counts them.
 async fn flush() -> Result<()> {
     let descriptor = Bdev::find("netn7")?.open(Mode::ReadWrite)?;
     let channel = descriptor.channel()?;
@@ -168,9 +172,27 @@ async fn flush() -> Result<()> {
     timeout(LIMIT, written).await?.into_result()?;
     timeout(LIMIT, channel.flush()).await??;
     io(&channel, NvmeCommand::default(), None).await?.into_result()?; // opcode 0 is a flush
-    let error = timeout(LIMIT, channel.flush()).await?.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
-    assert!(error.nvme_status().is_some(), "{error}");
+    // "Force unit access": a write and a write of zeroes, and a write without.
+    for (opcode, cdw12) in [(1, FORCE_UNIT_ACCESS), (8, FORCE_UNIT_ACCESS), (1, 0)] {
+        let command = NvmeCommand {
+            opcode,
+            cdw12,
+            ..NvmeCommand::default()
+        };
+        let data = (opcode == 1).then(|| DmaBuf::copy_of(&[8; 512])).transpose()?;
+        io(&channel, command, data).await?.into_result()?;
+    }
+    let forced = NvmeCommand {
+        opcode: 1,
+        cdw12: FORCE_UNIT_ACCESS,
+        ..NvmeCommand::default()
+    };
+    let forced = io(&channel, forced, Some(DmaBuf::copy_of(&[9; 512])?)).await?;
+    let flush = timeout(LIMIT, channel.flush()).await?;
+    for error in [forced.into_result().unwrap_err(), flush.unwrap_err()] {
+        assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+        assert!(error.nvme_status().is_some(), "{error}");
+    }
     drop(channel);
     Ok(descriptor.close().await?)
 }
@@ -338,13 +360,13 @@ fn target_process(port: u16) {
             .await?;
         assert_eq!(subsystem.add_namespace("lvs/vol", Some(7)).await?, 7);
         disk.forget_seen();
-        disk.fail(Kind::Flush, 3, Fate::End(Status::Failed));
+        disk.fail_times(Kind::Flush, 5, 2, Fate::End(Status::Failed));
         println!("READY");
         let host = std::thread::spawn(|| std::io::stdin().read(&mut [0; 1]));
         while !host.is_finished() {
             spdk_rs::reactor::sleep(Duration::from_millis(10)).await;
         }
-        ensure!(disk.seen(Kind::Flush) == 3, "{} flushes", disk.seen(Kind::Flush));
+        ensure!(disk.seen(Kind::Flush) == 6, "{} flushes", disk.seen(Kind::Flush));
         subsystem.destroy().await?;
         store.destroy().await?;
         registered.unregister().await?;
