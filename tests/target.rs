@@ -319,6 +319,36 @@ fn it_can_wait_for_rpcs_before_it_initialises() -> Result<()> {
     Ok(())
 }
 
+/// What is kept for the application's own thread is kept on its core: it is not moved, others are.
+#[test]
+fn the_app_thread_is_not_moved() -> Result<()> {
+    let mut place = Place::new()?;
+    let options = TargetOptions::in_place(&place);
+    let mut target = options.start(None)?;
+    let stats = target.call("thread_get_stats", json!({}))?;
+    let threads = stats["threads"].as_array().context("threads")?;
+    let id = |app: bool| {
+        let is = |thread: &&Value| (thread["name"] == "app_thread") == app;
+        threads.iter().find(is).map(|thread| thread["id"].clone())
+    };
+    let mask = format!("{:#x}", 1 << options.core);
+    let app = id(true).context("the app thread")?;
+    let refused = target
+        .call("thread_set_cpumask", json!({"id": app, "cpumask": mask}))
+        .unwrap_err();
+    let error = refused.rpc().context("an answer")?;
+    ensure!(error.code == -32602, "{error:?}");
+    ensure!(
+        error.message.contains("(app_thread) stays on its core"),
+        "{error:?}"
+    );
+    let other = id(false).context("another thread")?;
+    target.call("thread_set_cpumask", json!({"id": other, "cpumask": mask}))?;
+    assert_eq!(target.into_process().stop()?.code(), Some(0));
+    place.discard();
+    Ok(())
+}
+
 /// The names that a file of SPDK's sources registers as RPC methods.
 fn registered_in(file: &Path, names: &mut BTreeSet<String>) -> Result<()> {
     let text = std::fs::read_to_string(file)?;
