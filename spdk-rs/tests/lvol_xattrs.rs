@@ -147,6 +147,34 @@ fn each_volume_has_its_own() {
     });
 }
 
+/// A snapshot that has lost its last clone is still one after a load, and takes notes and a sum. What was
+/// made read-only is none.
+#[test]
+fn a_snapshot_without_clones_takes_notes() {
+    scenario("a_snapshot_without_clones_takes_notes", |disk| async move {
+        let store = store_on(&disk).await?;
+        let vol = store.create_lvol("vol", 4 * MIB, Provisioning::Thin).await?;
+        fill(&vol).await?;
+        let snap = vol.snapshot("snap").await?;
+        vol.destroy().await?;
+        let user = store.create_lvol("user", MIB, Provisioning::Thin).await?;
+        user.set_read_only().await?;
+        let before = [snap.info().await?, user.info().await?];
+        ensure!(before[0].snapshot && !before[1].snapshot);
+
+        load_anew(&disk).await?;
+        ensure!([snap.info().await?, user.info().await?] == before);
+        ensure!(kind(user.set_xattr("backup", b"monday").await) == ErrorKind::PermissionDenied);
+        snap.set_xattr("backup", b"monday").await?;
+        let sum = snap.checksum().await?;
+        let clone = snap.clone_to("clone").await?;
+        clone.destroy().await?;
+        ensure!(snap.xattr("backup").await? == Some(b"monday".to_vec()));
+        ensure!(snap.stored_checksum().await? == Some(sum));
+        Ok(snap.destroy().await?)
+    });
+}
+
 async fn fill(lvol: &Lvol) -> Result<()> {
     let descriptor = Bdev::find(&lvol.to_string())?.open(Mode::ReadWrite)?;
     let channel = descriptor.channel()?;

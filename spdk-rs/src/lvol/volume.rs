@@ -37,7 +37,8 @@ pub struct LvolInfo {
     pub size: u64,
     /// Thin provisioned.
     pub thin: bool,
-    /// Has clones, or has had some since the store was loaded (SPDK v20.07 knows a snapshot by them).
+    /// Was taken as a snapshot; or has clones, or has had some since the store was loaded: SPDK v20.07 itself
+    /// knows a snapshot by them alone, so that one of its own is none after a load without.
     pub snapshot: bool,
     /// Lies on a snapshot.
     pub clone: bool,

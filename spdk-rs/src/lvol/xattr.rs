@@ -67,7 +67,7 @@ impl Lvol {
     /// value are longer than [`XATTR_MAX`] bytes together;
     /// [`Busy`](ErrorKind::Busy): another operation on the volume is running, or it is being
     /// destroyed; [`PermissionDenied`](ErrorKind::PermissionDenied): the volume is read-only, and no
-    /// snapshot with clones; [`NoMemory`](ErrorKind::NoMemory): the store has no metadata page left,
+    /// [snapshot](super::LvolInfo::snapshot); [`NoMemory`](ErrorKind::NoMemory): the store has no metadata page left,
     /// or memory is short; [`Io`](ErrorKind::Io);
     /// [`NotFound`](ErrorKind::NotFound): the volume is gone, or being removed.
     #[doc(alias = "spdk_blob_set_xattr")]
@@ -104,7 +104,7 @@ impl Lvol {
             let written = blob.write_xattr(what, name, value).await;
             written.map_err(|error| match error.errno() {
                 libc::ENOENT => error.with_detail(format!("it has no xattr {told}")),
-                libc::EPERM => error.with_detail("the volume is read-only, and no snapshot with clones"),
+                libc::EPERM => error.with_detail("the volume is read-only, and no snapshot"),
                 _ => error,
             })
         })

@@ -23,8 +23,11 @@ pub struct Model {
     /// By what [`called`] calls the volumes.
     pub family: Family,
     pub names: BTreeMap<String, String>,
-    /// Volumes that SPDK takes for snapshots: those that have clones, or had some since the load.
+    /// Volumes that SPDK takes for snapshots: those that were taken as such, that have clones, or had some
+    /// since the load.
     marked: BTreeSet<String>,
+    /// Those that were taken as such.
+    snapshots: BTreeSet<String>,
     /// Volumes with a checksum.
     sums: BTreeSet<String>,
     pub store: String,
@@ -38,6 +41,7 @@ impl Model {
             family: Family::default(),
             names: BTreeMap::new(),
             marked: BTreeSet::new(),
+            snapshots: BTreeSet::new(),
             sums: BTreeSet::new(),
             store: store.to_owned(),
             clusters: report.clusters,
@@ -168,6 +172,7 @@ impl Model {
             }
             Op::Snapshot { .. } => {
                 self.marked.insert(new.clone());
+                self.snapshots.insert(new.clone());
             }
             Op::Clone { .. } => {
                 self.marked.insert(vol.clone());
@@ -175,6 +180,7 @@ impl Model {
             Op::Destroy { .. } => {
                 self.names.remove(&vol);
                 self.marked.remove(&vol);
+                self.snapshots.remove(&vol);
                 self.sums.remove(&vol);
                 for clone in self.family.clones_of(&vol) {
                     self.sums.remove(&clone);
@@ -220,14 +226,8 @@ impl Model {
 
     /// The store was loaded anew.
     pub fn load(&mut self) {
-        let has_clones = |key: &String| !self.family.clones_of(key).is_empty();
-        self.marked = self
-            .family
-            .0
-            .keys()
-            .filter(|key| has_clones(key))
-            .cloned()
-            .collect();
+        let marked = |key: &String| self.snapshots.contains(key) || !self.family.clones_of(key).is_empty();
+        self.marked = self.family.0.keys().filter(|key| marked(key)).cloned().collect();
     }
 
     /// Whether what was found is that. `keys` are those of the volumes, by UUID. `may_mark`:
