@@ -1,9 +1,9 @@
-//! A volume whose name another device has already.
+//! A volume whose name another device has already, or another volume is about to have.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::stand::{Stand, delete, is_io_error};
+use crate::stand::{Answer, Call, Stand, delete, is_busy, is_done, is_io_error};
 
 fn take_the_name(stand: &mut Stand, name: &str) -> Result<()> {
     let ram = json!({"name": name, "num_blocks": 256, "block_size": 4096});
@@ -139,5 +139,129 @@ fn a_rename_that_failed_is_forgotten() -> Result<()> {
     ensure!(stand.volumes()? == ["lvs/vol"]);
     stand.restart()?;
     ensure!(stand.volumes()? == ["lvs/vol"]);
+    stand.finish()
+}
+
+fn rename(old: &Value, new: &str) -> Call {
+    ("bdev_lvol_rename", json!({"old_name": old, "new_name": new}))
+}
+
+fn says(answer: &Answer, message: &str) -> bool {
+    matches!(answer, Err(error) if error["message"] == message)
+}
+
+/// From the moment in which a volume is asked to be renamed: what would be made under its new name, or its old one,
+/// would have to be undone, so it is not begun.
+/// The volume stays thick.
+#[test]
+fn a_name_is_taken_while_a_volume_gets_it() -> Result<()> {
+    let mut stand = Stand::new()?;
+    let (vol, other) = (stand.create("a")?, stand.create("b")?);
+    let before = stand.state()?;
+    stand.slow(20)?;
+    let snapshot = |name| {
+        (
+            "bdev_lvol_snapshot",
+            json!({"lvol_name": vol, "snapshot_name": name}),
+        )
+    };
+    let create = |name| {
+        (
+            "bdev_lvol_create",
+            json!({"lvs_name": "lvs", "lvol_name": name, "size": 1 << 20}),
+        )
+    };
+    let answers = stand
+        .burst(&[
+            rename(&vol, "new"),
+            snapshot("new"),
+            snapshot("a"),
+            create("new"),
+            create("a"),
+            rename(&other, "new"),
+            rename(&other, "a"),
+        ])?
+        .answers()?;
+    ensure!(is_done(&answers[0]), "{answers:?}");
+    ensure!(
+        answers[1..].iter().all(|answer| says(answer, "File exists")),
+        "{answers:?}"
+    );
+    // It is free again, and the name that a volume has is no other one.
+    let back = [rename(&vol, "a"), rename(&other, "b")];
+    ensure!(stand.burst(&back)?.answers()?.iter().all(is_done));
+    stand.slow(0)?;
+    ensure!(stand.state()? == before);
+    stand.finish()
+}
+
+/// The other way round: the volume that is being made has it.
+#[test]
+fn a_name_is_taken_while_a_volume_is_made() -> Result<()> {
+    let mut stand = Stand::new()?;
+    let vol = stand.create("a")?;
+    stand.slow(20)?;
+    let create = |name| {
+        (
+            "bdev_lvol_create",
+            json!({"lvs_name": "lvs", "lvol_name": name, "size": 1 << 20}),
+        )
+    };
+    let snapshot = (
+        "bdev_lvol_snapshot",
+        json!({"lvol_name": vol, "snapshot_name": "snap"}),
+    );
+    let calls = [create("new"), snapshot, rename(&vol, "new"), rename(&vol, "snap")];
+    let answers = stand.burst(&calls)?.answers()?;
+    ensure!(answers[..2].iter().all(is_done), "{answers:?}");
+    ensure!(
+        answers[2..].iter().all(|answer| says(answer, "File exists")),
+        "{answers:?}"
+    );
+    stand.slow(0)?;
+    ensure!(stand.volumes()? == ["lvs/a", "lvs/new", "lvs/snap", "lvs/vol"]);
+    stand.finish()
+}
+
+/// A store with a volume of such a name could not be loaded.
+#[test]
+fn a_name_that_no_load_would_take_is_refused() -> Result<()> {
+    let mut stand = Stand::new()?;
+    let vol = stand.create("other")?;
+    let longest = "x".repeat(63);
+    ensure!(is_done(&stand.burst(&[rename(&vol, &longest)])?.answer()?));
+    for name in ["", &"x".repeat(64)] {
+        let answer = stand.burst(&[rename(&vol, name)])?.answer()?;
+        ensure!(says(&answer, "Invalid argument"), "{name:?}: {answer:?}");
+        let store = json!({"old_name": "lvs", "new_name": name});
+        let answer = stand.burst(&[("bdev_lvol_rename_lvstore", store)])?.answer()?;
+        ensure!(says(&answer, "Invalid argument"), "{name:?}: {answer:?}");
+    }
+    let volumes = ["lvs/vol".to_owned(), format!("lvs/{longest}")];
+    ensure!(stand.volumes()? == volumes);
+    stand.restart()?;
+    ensure!(stand.volumes()? == volumes);
+    stand.finish()
+}
+
+/// Which of two names it gets would not be known.
+#[test]
+fn a_store_is_renamed_twice_at_once() -> Result<()> {
+    let mut stand = Stand::new()?;
+    stand.slow(20)?;
+    let rename = |name| {
+        (
+            "bdev_lvol_rename_lvstore",
+            json!({"old_name": "lvs", "new_name": name}),
+        )
+    };
+    let answers = stand.burst(&[rename("one"), rename("two")])?.answers()?;
+    ensure!(is_done(&answers[0]) && is_busy(&answers[1]), "{answers:?}");
+    stand.slow(0)?;
+    ensure!(stand.volumes()? == ["one/vol"]);
+    let back = json!({"old_name": "one", "new_name": "lvs"});
+    ensure!(is_done(
+        &stand.burst(&[("bdev_lvol_rename_lvstore", back)])?.answer()?
+    ));
     stand.finish()
 }

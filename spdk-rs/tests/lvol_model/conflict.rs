@@ -17,6 +17,11 @@ pub fn explains(model: &Model, events: &[Event], event: &Event, kind: ErrorKind)
         return match kind {
             ErrorKind::AlreadyExists => any(&|other| is_named(model, other, op)),
             ErrorKind::NoSpace => is_full(model, others, op),
+            // Of the store there is one at a time.
+            ErrorKind::Busy => {
+                let renames = |op: &Op| matches!(op, Op::RenameStore { .. });
+                renames(op) && any(&renames)
+            }
             _ => false,
         };
     };
