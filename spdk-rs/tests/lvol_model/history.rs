@@ -15,6 +15,9 @@ use super::ops::{Op, Step, called};
 /// More than these at a time would be too many to order.
 pub const MOST: usize = 60;
 
+/// States that are looked at before it is given up.
+const MOST_STATES: usize = 100_000;
+
 #[derive(Clone, Debug)]
 pub enum Outcome {
     Done,
@@ -25,8 +28,6 @@ pub enum Outcome {
     /// The same, as the model calls it.
     Volume(String),
     Refused(ErrorKind, String),
-    /// The way to another outcome: clusters are got before there is something in them.
-    OnTheWay,
 }
 
 #[derive(Clone, Debug)]
@@ -59,7 +60,6 @@ impl fmt::Display for Event {
             Outcome::Found(uuid) => f.write_str(uuid),
             Outcome::Volume(vol) => write!(f, "it is {vol}"),
             Outcome::Refused(_, why) => f.write_str(why),
-            Outcome::OnTheWay => f.write_str("on the way"),
         }
     }
 }
@@ -78,7 +78,6 @@ fn accept(model: &Model, events: &[Event], event: &Event) -> Result<Effect, Stri
     let op = &event.step.op;
     match (model.answer(op), &event.outcome) {
         (Err(should), Outcome::Refused(is, _)) if should == *is => Ok(Effect::None),
-        (_, Outcome::OnTheWay) => Ok(Effect::Touches(model.needs(op) as usize)),
         (_, Outcome::Refused(kind, _)) if explains(model, events, event, *kind) => Ok(Effect::None),
         (Err(_), Outcome::Done) if explains(model, events, event, ErrorKind::Other) => Ok(Effect::None),
         (Ok(()), Outcome::Done) => Ok(Effect::Applies),
@@ -110,14 +109,21 @@ fn accept(model: &Model, events: &[Event], event: &Event) -> Result<Effect, Stri
 
 struct Search<'a> {
     events: &'a [Event],
+    /// Indices of events that may also have got clusters on their way, before there was something in
+    /// them; one for each time. Whether they have is known from what is there only.
+    ways: &'a [usize],
     last: &'a dyn Fn(&Model) -> Result<()>,
     seen: HashSet<(u64, u64)>,
+    /// A way was not taken, since there were to be no more.
+    held_back: bool,
     /// The longest way, and what was in its way.
     furthest: (usize, Vec<String>),
 }
 
 impl Search<'_> {
-    fn go(&mut self, model: Model, mut done: u64) -> Option<Model> {
+    /// `done` has a bit for each event, and then one for each way. So many ways may still be taken, and
+    /// of those that changed something none began after `latest`.
+    fn go(&mut self, model: Model, mut done: u64, left: usize, latest: u64) -> Option<Model> {
         // What changes nothing may come first, wherever it may come.
         let mut ready;
         let mut reasons;
@@ -131,10 +137,7 @@ impl Search<'_> {
                         done |= 1 << at;
                         moved = true;
                     }
-                    Ok(Effect::Applies) => ready.push((at, Effect::Applies)),
-                    Ok(Effect::Touches(most)) => {
-                        ready.extend((0..=most).map(|count| (at, Effect::Touches(count))));
-                    }
+                    Ok(effect) => ready.push((at, effect)),
                     Err(reason) => reasons.push(format!("{event}\n        {reason}")),
                 }
             }
@@ -143,11 +146,11 @@ impl Search<'_> {
             }
         }
         let mut hasher = DefaultHasher::new();
-        model.hash(&mut hasher);
-        if !self.seen.insert((done, hasher.finish())) {
+        (&model, latest).hash(&mut hasher);
+        if self.seen.len() >= MOST_STATES || !self.seen.insert((done, hasher.finish())) {
             return None;
         }
-        let count = done.count_ones() as usize;
+        let count = (0..self.events.len()).filter(|at| done & 1 << at != 0).count();
         if count == self.events.len() {
             match (self.last)(&model) {
                 Ok(()) => return Some(model),
@@ -157,24 +160,58 @@ impl Search<'_> {
         if self.furthest.1.is_empty() || count > self.furthest.0 {
             self.furthest = (count, reasons);
         }
-        ready.into_iter().find_map(|(at, effect)| {
-            let mut after = model.clone();
-            let step = &self.events[at].step;
-            match effect {
-                Effect::None => {}
-                Effect::Applies => after.apply(&step.op, step.key),
-                Effect::Touches(count) => after.touch(&step.op, count),
+        for (bit, at) in self.next_ways(done, latest) {
+            let most = model.needs(&self.events[at].step.op) as usize;
+            if left > 0 {
+                ready.extend((1..=most).map(|count| (bit, Effect::Touches(count))));
             }
-            self.go(after, done | 1 << at)
+            self.held_back |= left == 0 && most > 0;
+        }
+        ready.into_iter().find_map(|(bit, effect)| {
+            let mut after = model.clone();
+            let way = self.ways.get(bit.wrapping_sub(self.events.len()));
+            let at = *way.unwrap_or(&bit);
+            let step = &self.events[at].step;
+            let left = match effect {
+                Effect::Touches(count) => {
+                    after.touch(&step.op, count);
+                    left - 1
+                }
+                _ => {
+                    after.apply(&step.op, step.key);
+                    left
+                }
+            };
+            self.go(after, done | 1 << bit, left, latest.max(self.events[at].began))
         })
+    }
+
+    /// When the first of those that are not done had ended.
+    fn bound(&self, done: u64) -> u64 {
+        let open = (0..self.events.len()).filter(|at| done & 1 << at == 0);
+        open.map(|at| self.events[at].ended).min().unwrap_or(u64::MAX)
     }
 
     /// Those that may come next: nothing else had ended before they began. By their ends.
     fn next(&self, done: u64) -> Vec<usize> {
-        let open = || (0..self.events.len()).filter(|at| done & 1 << at == 0);
-        let bound = open().map(|at| self.events[at].ended).min().unwrap_or(0);
-        let mut next: Vec<_> = open().filter(|at| self.events[*at].began < bound).collect();
+        let bound = self.bound(done);
+        let open = (0..self.events.len()).filter(|at| done & 1 << at == 0);
+        let mut next: Vec<_> = open.filter(|at| self.events[*at].began < bound).collect();
         next.sort_by_key(|at| self.events[*at].ended);
+        next
+    }
+
+    /// Ways that may come next, and the events that they are of: nor has anything come that began
+    /// after they had ended. (Of those of one event, the first.)
+    fn next_ways(&self, done: u64, latest: u64) -> Vec<(usize, usize)> {
+        let bound = self.bound(done);
+        let all = self.ways.iter().enumerate();
+        let open = all.filter(|(way, _)| done & 1 << (self.events.len() + way) == 0);
+        let mut next: Vec<_> = open
+            .filter(|(_, at)| self.events[**at].began < bound && latest < self.events[**at].ended)
+            .map(|(way, at)| (self.events.len() + way, *at))
+            .collect();
+        next.dedup_by_key(|(_, at)| *at);
         next
     }
 }
@@ -207,23 +244,35 @@ fn leaves_clusters(event: &Event, events: &[Event]) -> usize {
 
 /// What the store is after all that, if an order explains it and `last` is content.
 pub fn explain(model: &Model, events: &[Event], last: &dyn Fn(&Model) -> Result<()>) -> Result<Model> {
-    let on_the_way = events.iter().flat_map(|event| {
-        let way = Event {
-            outcome: Outcome::OnTheWay,
-            ..event.clone()
-        };
-        std::iter::repeat_n(way, leaves_clusters(event, events))
-    });
-    let all: Vec<_> = events.iter().cloned().chain(on_the_way).take(64).collect();
+    let times = |at: usize| std::iter::repeat_n(at, leaves_clusters(&events[at], events));
+    let ways: Vec<_> = (0..events.len())
+        .flat_map(times)
+        .take(64 - events.len())
+        .collect();
     let mut search = Search {
-        events: &all,
+        events,
+        ways: &ways,
         last,
         seen: HashSet::new(),
+        held_back: false,
         furthest: (0, Vec::new()),
     };
-    if let Some(end) = search.go(model.clone(), 0) {
-        return Ok(end);
+    // Most often there was none, or few.
+    for most in 0..=ways.len() {
+        search.seen.clear();
+        search.held_back = false;
+        if let Some(end) = search.go(model.clone(), 0, most, 0) {
+            return Ok(end);
+        }
+        if !search.held_back || search.seen.len() >= MOST_STATES {
+            break;
+        }
     }
+    let all = if search.seen.len() < MOST_STATES {
+        "no order explains this"
+    } else {
+        "there are too many orders, and none of those that were looked at explains this"
+    };
     let listed = |lines: Vec<String>| lines.join("\n    ");
     let before = model.family.0.iter().map(|(key, volume)| {
         format!(
@@ -240,7 +289,7 @@ pub fn explain(model: &Model, events: &[Event], last: &dyn Fn(&Model) -> Result<
     let said = listed(events.iter().map(Event::to_string).collect());
     let (count, reasons) = search.furthest;
     bail!(
-        "no order explains this.\n  There was, with {} clusters free:\n    {before}\n  What ran, and its \
+        "{all}.\n  There was, with {} clusters free:\n    {before}\n  What ran, and its \
          answers:\n    {said}\n  Explained were at most {count} of them; then:\n    {}",
         model.free(),
         listed(reasons)

@@ -192,7 +192,11 @@ impl Life {
             );
             Ok(())
         };
-        self.model = explain(&self.model, &events, &last)?;
+        let explained = explain(&self.model, &events, &last);
+        self.model = explained.with_context(|| {
+            let there = report.volumes.iter().map(|found| format!("\n    {found:?}"));
+            format!("there is:{}\n  ", there.collect::<String>())
+        })?;
         self.model.adopt(&report, &keys);
         Ok(())
     }
