@@ -1,5 +1,20 @@
 //! Numbers that look random, the same for the same seed.
 
+use std::time::SystemTime;
+
+/// The seed that a test is to take, by the variable of that name: a number, or `random` for another
+/// one each time. Without it a test takes what is written in it, so that the same commit is tested in
+/// the same way each time. The test says its seed.
+pub fn seed(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    if value == "random" {
+        let now = SystemTime::UNIX_EPOCH.elapsed().expect("a clock");
+        return Some(now.as_nanos() as u64);
+    }
+    let number = value.parse();
+    Some(number.unwrap_or_else(|_| panic!("{variable}={value}: should be a number, or random")))
+}
+
 /// Yields them.
 #[derive(Clone)]
 pub struct Random(pub u64);

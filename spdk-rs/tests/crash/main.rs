@@ -3,7 +3,7 @@
 //! was not is wholly done or wholly not, data are what they should be, and no cluster is lost.
 //!
 //! `SPDK_RS_CRASH_CYCLES` says how many times a process is killed at random, `SPDK_RS_CRASH_SEED`
-//! what they do. A run that fails has said its seed.
+//! what they do (see `common::random`). A run that fails has said its seed.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -20,11 +20,11 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use actor::{Chooser, Line, SHAPE, of_lane};
 use anyhow::{Context, Result, bail, ensure};
-use common::random::Random;
+use common::random::{Random, seed};
 use common::{child_command, run};
 use spdk_rs::spawn;
 use store::place::{Place, Report};
@@ -152,10 +152,7 @@ fn killed_at_random() {
         return;
     }
     let cycles = number("SPDK_RS_CRASH_CYCLES").unwrap_or(12);
-    let seed = number("SPDK_RS_CRASH_SEED").unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        now.map_or(1, |now| now.as_secs())
-    });
+    let seed = seed("SPDK_RS_CRASH_SEED").unwrap_or(1);
     println!("crash: {cycles} cycles, SPDK_RS_CRASH_SEED={seed}");
     let place = tempfile::tempdir().expect("a place");
     let disk = place.path().join("disk");

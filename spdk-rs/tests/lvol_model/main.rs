@@ -3,9 +3,9 @@
 //! what some order of the operations explains, and so must each answer (`history`); only what runs
 //! meanwhile excuses a refusal (`conflict`). After a load all is as it was.
 //!
-//! `SPDK_RS_LVOL_MODEL_OPS` says how many operations, `SPDK_RS_LVOL_MODEL_SEED` which. A run that
-//! fails has said its seed, and looks for a short list of steps that fails, too (`shrink`), which
-//! `SPDK_RS_LVOL_MODEL_STEPS` runs again.
+//! `SPDK_RS_LVOL_MODEL_OPS` says how many operations, `SPDK_RS_LVOL_MODEL_SEED` which (see
+//! `common::random`). A run that fails has said its seed, and looks for a short list of steps that
+//! fails, too (`shrink`), which `SPDK_RS_LVOL_MODEL_STEPS` runs again.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -23,11 +23,11 @@ mod shrink;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use chooser::Chooser;
-use common::random::Random;
+use common::random::{Random, seed};
 use common::{is_child, run};
 use life::{Life, Tally};
 use model::Wrong;
@@ -36,6 +36,8 @@ use shrink::{MARK, Runner, shrink};
 
 /// Operations in the life of a store: a list that fails is not longer.
 const LIFE: u64 = 1_500;
+/// Each has a life, where nothing else is asked for.
+const SEEDS: [u64; 3] = [1, 2, 3];
 /// For shrinking.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -127,11 +129,14 @@ fn against_a_model() {
         assert!(failed.is_none(), "{}", failed.unwrap_or_default());
         return;
     }
-    let now = SystemTime::UNIX_EPOCH
-        .elapsed()
-        .map_or(1, |now| now.as_nanos() as u64);
-    let seed = number("SPDK_RS_LVOL_MODEL_SEED").unwrap_or(now);
-    let count = number("SPDK_RS_LVOL_MODEL_OPS").unwrap_or(4_000);
+    let count = number("SPDK_RS_LVOL_MODEL_OPS").unwrap_or(LIFE);
+    let chosen = seed("SPDK_RS_LVOL_MODEL_SEED").map(|seed| vec![seed]);
+    for seed in chosen.unwrap_or_else(|| SEEDS.to_vec()) {
+        at_random(&runner, seed, count);
+    }
+}
+
+fn at_random(runner: &Runner, seed: u64, count: u64) {
     println!("SPDK_RS_LVOL_MODEL_SEED={seed} SPDK_RS_LVOL_MODEL_OPS={count}");
     let limit = Duration::from_secs(60 + count / 20);
     match runner.at_random(seed, count, limit) {
@@ -146,7 +151,7 @@ fn against_a_model() {
             );
             let steps = runner.steps();
             let of = steps.len();
-            let failure = shrink(&runner, steps, why, PATIENCE);
+            let failure = shrink(runner, steps, why, PATIENCE);
             panic!("SPDK_RS_LVOL_MODEL_SEED={seed}: {}", failure.report(of));
         }
     }

@@ -1,8 +1,8 @@
 //! Random I/O at random depths, with futures dropped at every stage, over RAM, delay and error
 //! bdevs, checked against a model (see `blocks`).
 //!
-//! `SPDK_RS_MODEL_OPS` says how many operations, `SPDK_RS_MODEL_SEED` which. A run that fails has
-//! said its seed.
+//! `SPDK_RS_MODEL_OPS` says how many operations, `SPDK_RS_MODEL_SEED` which (see
+//! `common::random`). A run that fails has said its seed.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -15,11 +15,11 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use blocks::{BLOCK, Blocks};
-use common::random::Random;
+use common::random::{Random, seed};
 use common::{builder, isolated, small_pool};
 use spdk_rs::bdev::delay::Latency;
 use spdk_rs::bdev::{Bdev, Channel, IoType, Mode, delay, error, malloc};
@@ -322,8 +322,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 async fn run(short: bool) -> Result<()> {
-    let now = SystemTime::UNIX_EPOCH.elapsed()?.as_nanos() as u64;
-    let seed = number("SPDK_RS_MODEL_SEED").unwrap_or(now);
+    let seed = seed("SPDK_RS_MODEL_SEED").unwrap_or(1);
     let count = number("SPDK_RS_MODEL_OPS").unwrap_or(20_000);
     eprintln!("SPDK_RS_MODEL_SEED={seed} SPDK_RS_MODEL_OPS={count}");
     for name in ["ram", "below", "beneath", "lowest"] {
