@@ -18,8 +18,12 @@ fn a_volume_that_could_not_be_shown_is_not_made() -> Result<()> {
     let before = stand.state()?;
     take_the_name(&mut stand, "lvs/new")?;
     let create = json!({"lvs_name": "lvs", "lvol_name": "new", "size": 1 << 20});
-    let answer = stand.burst(&[("bdev_lvol_create", create)])?.answer()?;
-    ensure!(answer.unwrap_err()["message"] == "File exists");
+    // (The snapshot's volume is thick, and stays so.)
+    let snapshot = json!({"lvol_name": "lvs/vol", "snapshot_name": "new"});
+    for call in [("bdev_lvol_create", create), ("bdev_lvol_snapshot", snapshot)] {
+        let answer = stand.burst(&[call])?.answer()?;
+        ensure!(answer.unwrap_err()["message"] == "File exists");
+    }
     stand.call("bdev_malloc_delete", json!({"name": "lvs/new"}))?;
     ensure!(stand.state()? == before);
     stand.create("new")?;

@@ -15,7 +15,8 @@ impl Lvol {
     /// the new name; its UUID and what is in it stay.
     ///
     /// # Errors
-    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists): the name is taken;
+    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists): the name is taken, or is being given to another
+    /// volume;
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument): it is empty or 64 bytes and longer;
     /// [`PermissionDenied`](crate::ErrorKind::PermissionDenied): the volume is read-only (a snapshot
     /// that has clones can be renamed all the same); [`NotFound`](crate::ErrorKind::NotFound): it is gone.

@@ -219,7 +219,7 @@ impl LvolStore {
     ///
     /// # Errors
     /// [`ErrorKind::AlreadyExists`]: a loaded store has that name; [`ErrorKind::InvalidArgument`]:
-    /// it is empty or 64 bytes and longer.
+    /// it is empty or 64 bytes and longer; [`ErrorKind::Busy`]: the store is being renamed already.
     #[doc(alias = "vbdev_lvs_rename")]
     pub async fn rename(&self, name: &str) -> Result<Self> {
         const WHAT: &str = "rename lvstore";
