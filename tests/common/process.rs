@@ -173,6 +173,25 @@ impl Reaped {
         self.get().id()
     }
 
+    /// How it has ended, if it has.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.get().try_wait()?)
+    }
+
+    /// Waits until it ends.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.ended()? {
+                return Ok(status);
+            }
+            if Instant::now() > end {
+                bail!("process {} does not end", self.pid());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn get(&mut self) -> &mut Child {
         self.0.as_mut().expect("taken only at the end")
     }

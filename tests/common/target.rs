@@ -65,6 +65,11 @@ pub struct Target {
 }
 
 impl Target {
+    /// A target that was started in another way.
+    pub fn of(process: Process) -> Self {
+        Self { process }
+    }
+
     /// The process.
     pub fn process(&self) -> &Process {
         &self.process

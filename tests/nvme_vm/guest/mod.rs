@@ -1,0 +1,48 @@
+//! The guest's side: process 1, which sets the guest up and runs a part's half in it.
+//!
+//! Only this folder and the parts' `guest` functions run there.
+#![allow(dead_code, unused_imports, reason = "each part uses some of it")]
+
+mod devices;
+mod setup;
+mod target;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::json;
+
+pub use devices::{addresses, bind};
+pub use target::{start_target, target_command};
+
+use crate::parts;
+use crate::vm::Link;
+
+/// What process 1 does. It does not return: the machine is ended from outside.
+pub fn init() -> ! {
+    // Whatever goes wrong before the link is there can be read on the console.
+    match setup::link() {
+        Ok(mut link) => {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&mut link)));
+            let outcome = outcome.unwrap_or_else(|_| Err(anyhow!("a panic: the console has its message")));
+            if let Err(error) = link.end(&outcome) {
+                eprintln!("the link is lost: {error:#}");
+            }
+        }
+        Err(error) => eprintln!("the guest cannot be set up: {error:#}"),
+    }
+    loop {
+        std::thread::park();
+    }
+}
+
+fn work(link: &mut Link) -> Result<()> {
+    let job = link.ask("job", json!({}))?;
+    setup::all(job["hugepages"].as_u64().unwrap_or_default())?;
+    let name = job["part"].as_str().unwrap_or_default();
+    let part = parts::find(name).with_context(|| format!("there is no part '{name}'"))?;
+    (part.guest)(link, &job["params"])
+}
+
+/// A program of a part that runs as a process of its own in the guest.
+pub fn program(name: &str, _args: &[&str]) -> Result<()> {
+    bail!("there is no program '{name}'");
+}

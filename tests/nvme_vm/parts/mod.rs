@@ -1,0 +1,54 @@
+//! The parts: each has a half that runs here and starts machines, and one that runs in them.
+//!
+//! A part stands alone: it makes its own images and its own machines.
+
+mod pcie;
+
+use anyhow::{Result, bail};
+use serde_json::Value;
+
+use crate::run::Run;
+use crate::vm::Link;
+
+/// A part.
+pub struct Part {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it shows.
+    pub about: &'static str,
+    /// The half that runs here.
+    pub host: fn(&mut Run) -> Result<()>,
+    /// The half that runs in the guest, with the parameters that the other one gave it.
+    pub guest: fn(&mut Link, &Value) -> Result<()>,
+}
+
+/// All of them, in the order in which they are run.
+const PARTS: &[Part] = &[pcie::PART];
+
+/// The part of that name.
+pub fn find(name: &str) -> Option<&'static Part> {
+    PARTS.iter().find(|part| part.name == name)
+}
+
+/// Parts by their names; all if none is named.
+pub fn choose(names: &[&str]) -> Result<Vec<&'static Part>> {
+    if names.is_empty() {
+        return Ok(PARTS.iter().collect());
+    }
+    let mut chosen = Vec::new();
+    for name in names {
+        let Some(part) = find(name) else {
+            let all: Vec<&str> = PARTS.iter().map(|part| part.name).collect();
+            bail!("there is no part '{name}'; the parts are: {}", all.join(" "));
+        };
+        chosen.push(part);
+    }
+    Ok(chosen)
+}
+
+/// Prints what parts there are.
+pub fn list() {
+    for part in PARTS {
+        println!("{:<10} {}", part.name, part.about);
+    }
+}

@@ -1,0 +1,102 @@
+//! What the two halves say to each other: lines of JSON over the guest's second serial line.
+
+use std::fmt::Display;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What is heard from the guest.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Heard {
+    /// A check and whether it was passed.
+    Check {
+        /// Whether it was passed.
+        ok: bool,
+        /// What was checked, and what was seen.
+        what: String,
+    },
+    /// Something that was seen, without a promise.
+    Note {
+        /// What was seen.
+        what: String,
+    },
+    /// A question; the guest waits for the answer.
+    Ask {
+        /// For what.
+        what: String,
+        /// With which parameters.
+        params: Value,
+    },
+    /// Nothing more will come.
+    End {
+        /// Why it could not go on to its end.
+        error: Option<String>,
+    },
+}
+
+/// The guest's end.
+pub struct Link {
+    line: BufReader<File>,
+}
+
+impl Link {
+    /// Takes a terminal that passes bytes on as they are.
+    pub fn new(terminal: File) -> Self {
+        Self {
+            line: BufReader::new(terminal),
+        }
+    }
+
+    fn say(&mut self, what: &Heard) -> Result<()> {
+        let mut line = serde_json::to_vec(what)?;
+        line.push(b'\n');
+        Ok(self.line.get_mut().write_all(&line)?)
+    }
+
+    /// A check and whether it was passed.
+    pub fn check(&mut self, ok: bool, what: impl Display) -> Result<()> {
+        self.say(&Heard::Check {
+            ok,
+            what: what.to_string(),
+        })
+    }
+
+    /// A check that something is what it should be.
+    pub fn same(&mut self, what: impl Display, seen: impl Display, promised: impl Display) -> Result<()> {
+        let (seen, promised) = (seen.to_string(), promised.to_string());
+        if seen == promised {
+            self.check(true, format_args!("{what}: {seen}"))
+        } else {
+            self.check(false, format_args!("{what}: {seen}, should be {promised}"))
+        }
+    }
+
+    /// Something that was seen, without a promise.
+    pub fn note(&mut self, what: impl Display) -> Result<()> {
+        self.say(&Heard::Note {
+            what: what.to_string(),
+        })
+    }
+
+    /// Asks the other half to do something, and waits for its answer.
+    pub fn ask(&mut self, what: &str, params: Value) -> Result<Value> {
+        self.say(&Heard::Ask {
+            what: what.to_owned(),
+            params,
+        })?;
+        let mut line = String::new();
+        self.line.read_line(&mut line)?;
+        ensure!(!line.is_empty(), "the other half is gone");
+        serde_json::from_str(&line).with_context(|| format!("{what}: answered with {line}"))
+    }
+
+    /// Says that nothing more will come.
+    pub fn end(&mut self, outcome: &Result<()>) -> Result<()> {
+        let error = outcome.as_ref().err().map(|error| format!("{error:#}"));
+        self.say(&Heard::End { error })
+    }
+}

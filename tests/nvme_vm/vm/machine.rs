@@ -1,0 +1,333 @@
+//! A machine: what it has, and a running one.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::{Files, Heard, Qmp};
+use crate::common::Reaped;
+
+/// How long a machine may be silent, and how long it may run.
+const SILENCE: Duration = Duration::from_secs(60);
+const LIFE: Duration = Duration::from_secs(180);
+
+/// What the kernel is told. Zeroing all memory when it is allocated makes the reservation of hugepages slow.
+const COMMAND_LINE: &str =
+    "console=ttyS0 panic=-1 quiet nokaslr mitigations=off init_on_alloc=0 tsc=reliable";
+
+/// A machine's parts.
+#[derive(Clone)]
+pub struct Machine {
+    /// Kernel modules, and by themselves those that they need.
+    pub modules: Vec<String>,
+    /// Further files: here, and in the guest.
+    pub files: Vec<(PathBuf, String)>,
+    /// Further programs, with the libraries that they are linked with: here, and in the guest.
+    pub programs: Vec<(PathBuf, String)>,
+    /// Added to the kernel's command line.
+    pub command_line: String,
+    /// Added to QEMU's arguments.
+    pub arguments: Vec<String>,
+    /// Megabytes of memory.
+    pub memory_mb: u32,
+    /// How many of them are hugepages of 2 MiB.
+    pub hugepages: u32,
+}
+
+impl Machine {
+    /// A machine without disks whose NVMe controllers belong to programs, not to the kernel.
+    pub fn for_user_space() -> Self {
+        Self {
+            modules: vec!["uio_pci_generic".to_owned()],
+            files: Vec::new(),
+            programs: Vec::new(),
+            // The kernel's own driver is part of its image, and must not take the controllers.
+            command_line: "initcall_blacklist=nvme_init".to_owned(),
+            arguments: Vec::new(),
+            memory_mb: 1536,
+            hugepages: 330,
+        }
+    }
+
+    /// A machine whose kernel has its NVMe driver.
+    pub fn with_kernel_driver() -> Self {
+        Self {
+            command_line: String::new(),
+            ..Self::for_user_space()
+        }
+    }
+
+    /// Further arguments for QEMU.
+    #[must_use]
+    pub fn arguments<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Further modules for the kernel.
+    #[must_use]
+    pub fn modules<S: Into<String>>(mut self, modules: impl IntoIterator<Item = S>) -> Self {
+        self.modules.extend(modules.into_iter().map(Into::into));
+        self
+    }
+
+    /// An NVMe controller with one namespace on `drive`, in a slot of its own that it can be taken out of.
+    #[must_use]
+    pub fn controller(self, id: &str, drive: &Drive) -> Self {
+        self.slot(id)
+            .arguments(drive.arguments())
+            .arguments(["-device".to_owned(), drive.controller(id)])
+    }
+
+    /// A slot for the controller `id`.
+    #[must_use]
+    pub fn slot(self, id: &str) -> Self {
+        let count = self
+            .arguments
+            .iter()
+            .filter(|text| text.starts_with("pcie-root-port"))
+            .count();
+        let slot = format!("pcie-root-port,id=slot-{id},chassis={},bus=pcie.0", count + 1);
+        self.arguments(["-device".to_owned(), slot])
+    }
+
+    /// A name for what distinguishes the files of its guest.
+    pub fn kind(&self) -> String {
+        let files = self
+            .files
+            .iter()
+            .chain(&self.programs)
+            .map(|(_, to)| to.replace('/', "_"));
+        self.modules
+            .iter()
+            .cloned()
+            .chain(files)
+            .collect::<Vec<_>>()
+            .join("-")
+    }
+}
+
+/// A disk image, and how QEMU treats it.
+#[derive(Clone)]
+pub struct Drive {
+    /// The name of QEMU's node for it.
+    pub node: String,
+    /// The image.
+    pub image: PathBuf,
+    /// `raw`, or `qcow2`, which keeps much in QEMU's memory until it is flushed.
+    pub format: &'static str,
+    /// Whether the controller has a volatile write cache.
+    pub write_cache: bool,
+    /// Filters over the image, from below: QEMU options without `file` and `node-name`.
+    pub filters: Vec<String>,
+}
+
+impl Drive {
+    /// A new, sparse, raw image.
+    pub fn create(node: &str, image: PathBuf, bytes: u64) -> Result<Self> {
+        std::fs::File::create(&image)?.set_len(bytes)?;
+        Ok(Self {
+            node: node.to_owned(),
+            image,
+            format: "raw",
+            write_cache: false,
+            filters: Vec::new(),
+        })
+    }
+
+    /// QEMU's nodes. Without `discard=unmap` on each of them QEMU drops Deallocate, and says all the same that what
+    /// is deallocated reads as zeroes.
+    pub fn arguments(&self) -> Vec<String> {
+        let node = &self.node;
+        let mut nodes = vec![
+            format!("driver=file,filename={}", self.image.display()),
+            format!("driver={}", self.format),
+        ];
+        nodes.extend(self.filters.iter().cloned());
+        let last = nodes.len() - 1;
+        let mut arguments = Vec::new();
+        for (number, options) in nodes.into_iter().enumerate() {
+            let name = if number == last {
+                node.clone()
+            } else {
+                format!("{node}-{number}")
+            };
+            let beneath = match number {
+                0 => String::new(),
+                _ => format!(",file={node}-{}", number - 1),
+            };
+            arguments.push("-blockdev".to_owned());
+            arguments.push(format!("{options}{beneath},node-name={name},discard=unmap"));
+        }
+        arguments
+    }
+
+    /// The controller's `-device`.
+    pub fn controller(&self, id: &str) -> String {
+        format!(
+            "nvme,id={id},serial={id},drive={},bus=slot-{id},write-cache={}",
+            self.node,
+            if self.write_cache { "on" } else { "off" }
+        )
+    }
+}
+
+/// A running machine. It is killed when it is given up.
+pub struct Vm {
+    qemu: Reaped,
+    /// QEMU's control socket.
+    pub qmp: Qmp,
+    link: BufReader<UnixStream>,
+    dir: PathBuf,
+    job: Value,
+    end: Instant,
+}
+
+impl Vm {
+    /// Starts `machine` for the half of `part` that runs in it.
+    pub fn start(
+        files: &Files,
+        machine: &Machine,
+        initramfs: &Path,
+        dir: PathBuf,
+        part: &str,
+        params: Value,
+    ) -> Result<Self> {
+        let socket = |name: &str| {
+            let path = dir.join(name);
+            Ok::<_, anyhow::Error>((UnixListener::bind(&path)?, path.display().to_string()))
+        };
+        let (link, link_path) = socket("link")?;
+        let (qmp, qmp_path) = socket("qmp")?;
+        let mut command = files.qemu();
+        command
+            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
+            .args(["-M", "q35", "-accel", "tcg", "-cpu", "Nehalem", "-smp", "1"])
+            .args(["-m", &machine.memory_mb.to_string()])
+            .arg("-kernel")
+            .arg(files.kernel())
+            .arg("-initrd")
+            .arg(initramfs)
+            .args(["-append", &format!("{COMMAND_LINE} {}", machine.command_line)])
+            .arg("-chardev")
+            .arg(format!("file,id=console,path={}", dir.join("console").display()))
+            .args(["-serial", "chardev:console"])
+            .args(["-chardev", &format!("socket,id=link,path={link_path}")])
+            .args(["-serial", "chardev:link"])
+            .args(["-chardev", &format!("socket,id=qmp,path={qmp_path}")])
+            .args(["-mon", "chardev=qmp,mode=control"])
+            .args(&machine.arguments);
+        let log = dir.join("qemu");
+        let mut qemu = Reaped::spawn(&mut command, &log)?;
+        let qmp = accept(&qmp, &mut qemu, &log)?;
+        let link = accept(&link, &mut qemu, &log)?;
+        link.set_read_timeout(Some(SILENCE))?;
+        Ok(Self {
+            qemu,
+            qmp: Qmp::new(qmp)?,
+            link: BufReader::new(link),
+            dir,
+            job: json!({"part": part, "params": params, "hugepages": machine.hugepages}),
+            end: Instant::now() + LIFE,
+        })
+    }
+
+    /// What the guest says next.
+    pub fn hear(&mut self) -> Result<Heard> {
+        loop {
+            let line = self.line()?;
+            let Ok(heard) = serde_json::from_str(&line) else {
+                bail!("the guest says {line:?}{}", self.console());
+            };
+            match heard {
+                Heard::Ask { what, .. } if what == "job" => {
+                    let job = self.job.clone();
+                    self.answer(&job)?;
+                }
+                heard => return Ok(heard),
+            }
+        }
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        let read = self.link.read_line(&mut line);
+        ensure!(
+            Instant::now() < self.end,
+            "the machine runs for too long{}",
+            self.console()
+        );
+        match read {
+            Ok(0) => bail!("the machine has ended{}", self.console()),
+            Ok(_) => Ok(line),
+            Err(error) => bail!("the guest is silent: {error}{}", self.console()),
+        }
+    }
+
+    /// Answers what the guest has asked.
+    pub fn answer(&mut self, value: &Value) -> Result<()> {
+        let mut line = serde_json::to_vec(value)?;
+        line.push(b'\n');
+        Ok(self.link.get_mut().write_all(&line)?)
+    }
+
+    /// The last lines of the guest's console, for an error.
+    fn console(&self) -> String {
+        let console = tail(&self.dir.join("console"));
+        format!(
+            "; the last lines of its console ({}):\n{console}",
+            self.dir.join("console").display()
+        )
+    }
+
+    /// What QEMU itself has printed: its trace.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("qemu")).unwrap_or_default()
+    }
+
+    /// Ends the machine; QEMU writes to the images what it has in memory.
+    pub fn quit(mut self) -> Result<()> {
+        self.qmp.call("quit", json!({}))?;
+        self.qemu
+            .wait(Duration::from_secs(20))
+            .context("QEMU does not quit")?;
+        Ok(())
+    }
+
+    /// Cuts the power: QEMU is killed, and what it has in memory is lost.
+    pub fn cut(self) {
+        drop(self);
+    }
+}
+
+/// Waits until QEMU connects to a socket.
+fn accept(socket: &UnixListener, qemu: &mut Reaped, log: &Path) -> Result<UnixStream> {
+    socket.set_nonblocking(true)?;
+    let end = Instant::now() + SILENCE;
+    loop {
+        match socket.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                return Ok(stream);
+            }
+            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => return Err(error.into()),
+            Err(_) => {}
+        }
+        if let Some(status) = qemu.ended()? {
+            bail!("QEMU ended with {status}:\n{}", tail(log));
+        }
+        ensure!(Instant::now() < end, "QEMU does not start:\n{}", tail(log));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn tail(path: &Path) -> String {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(25)..].join("\n")
+}
