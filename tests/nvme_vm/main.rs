@@ -5,6 +5,7 @@
 //! * `nvme_vm --machine DIR PART...` starts the machines and prints what was seen, part by part;
 //! * as process 1 of a machine it is its `init`: it sets the guest up, runs the part's other half there, and tells what
 //!   it saw over a serial line.
+//! * `nvme_vm program NAME PARAMETERS` is what runs SPDK in the guest, in processes of its own.
 //!
 //! It is no test for `cargo test` without more: QEMU and a kernel have to be there.
 
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
-        ["program", name, rest @ ..] => guest::program(name, rest),
+        ["program", name, params] => parts::program(name).and_then(|half| guest::program(half, params)),
         ["--list"] => {
             parts::list();
             Ok(())

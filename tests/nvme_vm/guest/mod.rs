@@ -4,14 +4,16 @@
 #![allow(dead_code, unused_imports, reason = "each part uses some of it")]
 
 mod devices;
+mod program;
 mod setup;
 mod target;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use serde_json::json;
 
 pub use devices::{addresses, bind};
-pub use target::{start_target, target_command};
+pub use program::{Program, program, run_program, with_spdk};
+pub use target::start_target;
 
 use crate::parts;
 use crate::vm::Link;
@@ -20,8 +22,8 @@ use crate::vm::Link;
 pub fn init() -> ! {
     // Whatever goes wrong before the link is there can be read on the console.
     match setup::link() {
-        Ok(mut link) => {
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&mut link)));
+        Ok(link) => {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&link)));
             let outcome = outcome.unwrap_or_else(|_| Err(anyhow!("a panic: the console has its message")));
             if let Err(error) = link.end(&outcome) {
                 eprintln!("the link is lost: {error:#}");
@@ -34,15 +36,10 @@ pub fn init() -> ! {
     }
 }
 
-fn work(link: &mut Link) -> Result<()> {
+fn work(link: &Link) -> Result<()> {
     let job = link.ask("job", json!({}))?;
     setup::all(job["hugepages"].as_u64().unwrap_or_default())?;
     let name = job["part"].as_str().unwrap_or_default();
     let part = parts::find(name).with_context(|| format!("there is no part '{name}'"))?;
     (part.guest)(link, &job["params"])
-}
-
-/// A program of a part that runs as a process of its own in the guest.
-pub fn program(name: &str, _args: &[&str]) -> Result<()> {
-    bail!("there is no program '{name}'");
 }

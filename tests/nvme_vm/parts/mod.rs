@@ -2,13 +2,17 @@
 //!
 //! A part stands alone: it makes its own images and its own machines.
 
+mod io;
 mod pcie;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::run::Run;
 use crate::vm::Link;
+
+/// What runs in the guest, with the parameters that the host's half gave it.
+pub type Half = fn(&Link, &Value) -> Result<()>;
 
 /// A part.
 pub struct Part {
@@ -18,8 +22,10 @@ pub struct Part {
     pub about: &'static str,
     /// The half that runs here.
     pub host: fn(&mut Run) -> Result<()>,
-    /// The half that runs in the guest, with the parameters that the other one gave it.
-    pub guest: fn(&mut Link, &Value) -> Result<()>,
+    /// The half that runs in the guest.
+    pub guest: Half,
+    /// The programs that this one starts, by their names.
+    pub programs: &'static [(&'static str, Half)],
 }
 
 /// All of them, in the order in which they are run.
@@ -51,4 +57,13 @@ pub fn list() {
     for part in PARTS {
         println!("{:<10} {}", part.name, part.about);
     }
+}
+
+/// The program of that name.
+pub fn program(name: &str) -> Result<Half> {
+    let mut programs = PARTS.iter().flat_map(|part| part.programs);
+    let found = programs.find(|(other, _)| *other == name);
+    found
+        .map(|(_, half)| *half)
+        .with_context(|| format!("there is no program '{name}'"))
 }

@@ -26,7 +26,7 @@ impl Initramfs {
         let mut this = Self {
             entries: BTreeMap::new(),
         };
-        for dir in ["/dev", "/proc", "/sys", "/tmp", "/run", "/var/run"] {
+        for dir in ["/dev", "/proc", "/sys", "/tmp", "/run", "/var/run", "/var/tmp"] {
             this.dir(Path::new(dir));
         }
         this.program(&std::env::current_exe()?, "/init")?;

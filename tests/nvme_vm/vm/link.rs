@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -38,27 +39,41 @@ pub enum Heard {
     },
 }
 
-/// The guest's end.
-pub struct Link {
-    line: BufReader<File>,
+/// The guest's end. Clones are the same one.
+#[derive(Clone)]
+pub struct Link(Arc<Mutex<Ends>>);
+
+struct Ends {
+    heard: BufReader<File>,
+    said: File,
 }
 
 impl Link {
     /// Takes a terminal that passes bytes on as they are.
-    pub fn new(terminal: File) -> Self {
-        Self {
-            line: BufReader::new(terminal),
-        }
+    pub fn new(terminal: File) -> Result<Self> {
+        Ok(Self::between(terminal.try_clone()?, terminal))
     }
 
-    fn say(&mut self, what: &Heard) -> Result<()> {
+    /// Takes where answers are heard, and where things are said.
+    pub fn between(heard: File, said: File) -> Self {
+        Self(Arc::new(Mutex::new(Ends {
+            heard: BufReader::new(heard),
+            said,
+        })))
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Ends> {
+        self.0.lock().expect("nobody panics with it")
+    }
+
+    fn say(&self, what: &Heard) -> Result<()> {
         let mut line = serde_json::to_vec(what)?;
         line.push(b'\n');
-        Ok(self.line.get_mut().write_all(&line)?)
+        Ok(self.ends().said.write_all(&line)?)
     }
 
     /// A check and whether it was passed.
-    pub fn check(&mut self, ok: bool, what: impl Display) -> Result<()> {
+    pub fn check(&self, ok: bool, what: impl Display) -> Result<()> {
         self.say(&Heard::Check {
             ok,
             what: what.to_string(),
@@ -66,7 +81,7 @@ impl Link {
     }
 
     /// A check that something is what it should be.
-    pub fn same(&mut self, what: impl Display, seen: impl Display, promised: impl Display) -> Result<()> {
+    pub fn same(&self, what: impl Display, seen: impl Display, promised: impl Display) -> Result<()> {
         let (seen, promised) = (seen.to_string(), promised.to_string());
         if seen == promised {
             self.check(true, format_args!("{what}: {seen}"))
@@ -76,26 +91,26 @@ impl Link {
     }
 
     /// Something that was seen, without a promise.
-    pub fn note(&mut self, what: impl Display) -> Result<()> {
+    pub fn note(&self, what: impl Display) -> Result<()> {
         self.say(&Heard::Note {
             what: what.to_string(),
         })
     }
 
     /// Asks the other half to do something, and waits for its answer.
-    pub fn ask(&mut self, what: &str, params: Value) -> Result<Value> {
+    pub fn ask(&self, what: &str, params: Value) -> Result<Value> {
         self.say(&Heard::Ask {
             what: what.to_owned(),
             params,
         })?;
         let mut line = String::new();
-        self.line.read_line(&mut line)?;
+        self.ends().heard.read_line(&mut line)?;
         ensure!(!line.is_empty(), "the other half is gone");
         serde_json::from_str(&line).with_context(|| format!("{what}: answered with {line}"))
     }
 
     /// Says that nothing more will come.
-    pub fn end(&mut self, outcome: &Result<()>) -> Result<()> {
+    pub fn end(&self, outcome: &Result<()>) -> Result<()> {
         let error = outcome.as_ref().err().map(|error| format!("{error:#}"));
         self.say(&Heard::End { error })
     }

@@ -1,30 +1,15 @@
-//! Using block devices of other hosts: NVMe over TCP.
-//!
-//! [`attach`] connects to an NVMe-oF subsystem; each of its namespaces becomes a block device.
-//! [`detach`] lets them go.
-//!
-//! # Not to oneself
-//!
-//! SPDK v20.07 connects synchronously: the reactor does nothing else until the target has
-//! answered. A target in the *same* process would never get to answer, so that [`attach`] refuses
-//! an address that this process itself listens at.
+//! Subsystems of NVMe over TCP.
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{c_int, c_void};
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use spdk_sys::{spdk_nvme_host_id, spdk_nvme_transport_id};
-
-use crate::bdev::{c_name, check_app_thread, text};
+use super::attach::{Keep, annotate, create};
+use crate::bdev::{c_name, check_app_thread};
 use crate::executor::channel;
-use crate::op::{self, Submitted};
-use crate::reactor::{self, sleep};
-use crate::{Error, ErrorKind, Result, guard, nvmf};
-
-/// How many block devices one controller may bring.
-const MAX_NAMES: usize = 1024;
+use crate::{Error, ErrorKind, Result, nvmf};
 
 /// Where to connect to, and as whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,19 +35,6 @@ impl AttachOptions {
         }
     }
 }
-
-/// Everything that SPDK uses until the controller is attached.
-struct Keep {
-    id: spdk_nvme_transport_id,
-    host: spdk_nvme_host_id,
-    name: CString,
-    hostnqn: Option<CString>,
-    /// SPDK writes pointers to names here; good in the callback only.
-    names: Box<[*const c_char; MAX_NAMES]>,
-}
-
-/// The names of the block devices, or a negative errno.
-type Attached = std::result::Result<Vec<String>, i32>;
 
 /// Connects to a subsystem. The controller is called `name`, its block devices `name` followed by
 /// `n1`, `n2` … for the namespaces; these names are returned.
@@ -91,14 +63,8 @@ pub async fn attach(name: &str, options: &AttachOptions) -> Result<Vec<String>> 
         .as_deref()
         .map(|nqn| c_name(WHAT, nqn))
         .transpose()?;
-    let keep = Keep {
-        id: nvmf::tcp(WHAT, address, Some(&options.subnqn))?,
-        // SAFETY: a plain C struct of texts; zero means none.
-        host: unsafe { std::mem::zeroed() },
-        name: c_name(WHAT, name)?,
-        hostnqn,
-        names: Box::new([std::ptr::null(); MAX_NAMES]),
-    };
+    let id = nvmf::tcp(WHAT, address, Some(&options.subnqn))?;
+    let keep = Keep::new(id, c_name(WHAT, name)?, hostnqn);
     if is_own_listener(address) {
         let why = "the address is served by this very process, and connecting to it would block the reactor \
                    that has to answer; use the block device directly, or attach from another process";
@@ -109,96 +75,15 @@ pub async fn attach(name: &str, options: &AttachOptions) -> Result<Vec<String>> 
     probe(address, options.timeout)
         .await
         .map_err(|error| annotate(error, WHAT, &device))?;
-    let attached = async {
-        op::start(keep, late, |keep: &mut Keep, cb_arg| {
-            let hostnqn = keep.hostnqn.as_ref().map_or(std::ptr::null(), |nqn| nqn.as_ptr());
-            // SAFETY: on the app thread. All pointers lead into the keep, which stays until the
-            // callback; that comes once if this returns 0, and else never.
-            let rc = unsafe {
-                spdk_sys::bdev_nvme_create(
-                    &mut keep.id,
-                    &mut keep.host,
-                    keep.name.as_ptr(),
-                    keep.names.as_mut_ptr(),
-                    MAX_NAMES as u32,
-                    hostnqn,
-                    0,
-                    Some(on_attached),
-                    cb_arg,
-                )
-            };
-            match rc {
-                0 => Submitted::Pending,
-                rc => Submitted::Failed(Err(rc)),
-            }
-        })
+    create(WHAT, device, keep, options.timeout)
         .await
-    };
-    let (attached, _) = reactor::timeout(options.timeout, attached)
-        .await
-        .map_err(|error| annotate(error, WHAT, &device))?;
-    attached.map_err(|rc| {
-        let error = Error::from_errno(WHAT, device, rc);
-        match error.kind() {
+        .map_err(|error| match error.kind() {
             ErrorKind::NotFound => {
                 error.with_detail("the target refused: no such subsystem, or host not allowed")
             }
             ErrorKind::AlreadyExists => error.with_detail("there is a controller of this name or address"),
             _ => error,
-        }
-    })
-}
-
-/// Says where a general error happened.
-fn annotate(error: Error, what: &'static str, device: &str) -> Error {
-    let detail = error.detail().unwrap_or_default().to_owned();
-    Error::new(error.kind(), what, device, detail)
-}
-
-unsafe extern "C" fn on_attached(cb_arg: *mut c_void, count: usize, rc: c_int) {
-    guard::ffi((), || {
-        // SAFETY: cb_arg is that of `attach`'s operation, called back once, on its thread. SPDK
-        // has filled `count` entries with names that live until the app thread does something
-        // else; they are copied here. The reference to the keep ends before `complete`.
-        unsafe {
-            let attached = if rc == 0 {
-                let keep = op::keep::<Attached, Keep>(cb_arg);
-                Ok(keep.names.iter().take(count).map(|name| text(*name)).collect())
-            } else {
-                Err(rc)
-            };
-            op::complete::<Attached, Keep>(cb_arg, attached);
-        }
-    });
-}
-
-/// A controller that nobody waits for any more.
-fn late(attached: Attached, keep: Keep) {
-    if attached.is_ok() {
-        // SAFETY: on the app thread (SPDK calls back there, and the future is dropped there).
-        unsafe { spdk_sys::bdev_nvme_delete(keep.name.as_ptr()) };
-    }
-}
-
-/// Detaches a controller: its block devices go. Waits until everybody who has them open has
-/// closed them.
-///
-/// # Errors
-/// [`ErrorKind::NotFound`]; [`ErrorKind::WrongThread`] if not called on the app thread.
-#[doc(alias = "bdev_nvme_delete")]
-pub async fn detach(name: &str) -> Result<()> {
-    const WHAT: &str = "detach NVMe controller";
-    check_app_thread(WHAT, name)?;
-    let c_name = c_name(WHAT, name)?;
-    // SAFETY: on the app thread; the name is read.
-    let rc = unsafe { spdk_sys::bdev_nvme_delete(c_name.as_ptr()) };
-    Error::check(WHAT, name, rc)?;
-    // SPDK does not say when it is done.
-    // SAFETY: on the app thread; the name is read, the pointer only compared with null.
-    while unsafe { !spdk_sys::nvme_bdev_ctrlr_get_by_name(c_name.as_ptr()).is_null() } {
-        sleep(Duration::from_millis(1)).await;
-    }
-    Ok(())
+        })
 }
 
 /// Whether anybody accepts connections at the address.
