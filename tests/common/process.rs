@@ -178,6 +178,11 @@ impl Reaped {
         Ok(self.get().try_wait()?)
     }
 
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        end(self.get());
+    }
+
     /// Waits until it ends.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let end = Instant::now() + limit;

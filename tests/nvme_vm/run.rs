@@ -16,7 +16,6 @@ pub struct Run {
     files: Files,
     place: Place,
     /// Whether everything is to be done at full size.
-    #[allow(dead_code, reason = "for the parts that can be larger")]
     pub full: bool,
     started: Instant,
     boots: u32,
@@ -104,6 +103,7 @@ impl Run {
             match vm.hear()? {
                 Heard::Check { ok, what } => self.check(ok, what),
                 Heard::Note { what } => self.note(what),
+                Heard::Tell { what } => bail!("nobody here listens to {what}"),
                 Heard::Ask { what, params } => {
                     let value = answer(self, vm, &what, &params)
                         .with_context(|| format!("the guest asked for {what}"))?;

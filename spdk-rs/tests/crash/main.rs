@@ -11,6 +11,7 @@ mod common;
 mod store;
 
 mod actor;
+mod lane;
 mod notes;
 mod steps;
 
@@ -26,9 +27,10 @@ use actor::{Chooser, Line, SHAPE, of_lane};
 use anyhow::{Context, Result, bail, ensure};
 use common::random::{Random, seed};
 use common::{child_command, run};
+use lane::Lane;
 use spdk_rs::spawn;
 use store::place::{Place, Report};
-use store::volumes::{Family, Op};
+use store::volumes::Family;
 
 const LANES: usize = 2;
 /// For one step of a process, on a busy machine.
@@ -101,49 +103,6 @@ fn path() -> PathBuf {
     std::env::var_os("CRASH_DISK").expect("given").into()
 }
 
-/// What a lane's volumes may be now.
-struct Lane {
-    family: Family,
-    /// Nobody has heard whether it was done.
-    unheard: Option<Op>,
-}
-
-impl Lane {
-    fn hear(&mut self, line: Line) -> Result<()> {
-        match line {
-            Line::Begins(_, op) => self.unheard = Some(op),
-            Line::Done(_) => {
-                let op = self.unheard.take().context("nothing was begun")?;
-                self.family.apply(&op);
-            }
-            Line::Failed(_, why) => bail!("{:?} failed: {why}", self.unheard),
-            Line::Report(_) => bail!("a report in the midst of it"),
-        }
-        Ok(())
-    }
-
-    /// Takes what was found for what is, if it may be.
-    fn find(&mut self, report: &Report, lane: usize) -> Result<()> {
-        let found = of_lane(report, lane);
-        let may_be = match self.unheard.take() {
-            None => vec![self.family.clone()],
-            Some(op) => {
-                let may_be = self.family.unheard(&op);
-                let wrong: Vec<_> = may_be.iter().map(|family| family.check(&found)).collect();
-                if wrong.iter().all(Result::is_err) {
-                    bail!("after {op:?}, which was not answered: {wrong:?}");
-                }
-                may_be
-            }
-        };
-        if may_be.len() == 1 {
-            may_be[0].check(&found)?;
-        }
-        self.family = Family::of(&found);
-        Ok(())
-    }
-}
-
 #[test]
 fn killed_at_random() {
     const NAME: &str = "killed_at_random";
@@ -157,12 +116,7 @@ fn killed_at_random() {
     let place = tempfile::tempdir().expect("a place");
     let disk = place.path().join("disk");
     let mut random = Random(seed);
-    let mut lanes: Vec<_> = (0..LANES)
-        .map(|_| Lane {
-            family: Family::default(),
-            unheard: None,
-        })
-        .collect();
+    let mut lanes: Vec<_> = (0..LANES).map(|_| Lane::default()).collect();
     let (mut answered, mut unheard) = (0, 0);
     for cycle in 0..=cycles {
         let ended = one_life(&disk, cycle, seed, &mut random, &mut lanes);

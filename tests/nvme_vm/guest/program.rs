@@ -46,6 +46,7 @@ impl Program {
             match serde_json::from_str(&line) {
                 Ok(Heard::Check { ok, what }) => link.check(ok, what)?,
                 Ok(Heard::Note { what }) => link.note(what)?,
+                Ok(Heard::Tell { what }) => link.tell(what)?,
                 Ok(Heard::Ask { what, params }) => {
                     let answer = link.ask(&what, params)?;
                     answers.write_all(format!("{answer}\n").as_bytes())?;

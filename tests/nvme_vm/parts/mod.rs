@@ -2,6 +2,7 @@
 //!
 //! A part stands alone: it makes its own images and its own machines.
 
+mod cut;
 mod io;
 mod pcie;
 
@@ -29,7 +30,7 @@ pub struct Part {
 }
 
 /// All of them, in the order in which they are run.
-const PARTS: &[Part] = &[pcie::PART];
+const PARTS: &[Part] = &[pcie::PART, cut::THROUGH, cut::VOLATILE];
 
 /// The part of that name.
 pub fn find(name: &str) -> Option<&'static Part> {

@@ -25,6 +25,11 @@ pub enum Heard {
         /// What was seen.
         what: String,
     },
+    /// Something for the part's other half.
+    Tell {
+        /// What is told.
+        what: Value,
+    },
     /// A question; the guest waits for the answer.
     Ask {
         /// For what.
@@ -95,6 +100,11 @@ impl Link {
         self.say(&Heard::Note {
             what: what.to_string(),
         })
+    }
+
+    /// Tells the other half something.
+    pub fn tell(&self, what: Value) -> Result<()> {
+        self.say(&Heard::Tell { what })
     }
 
     /// Asks the other half to do something, and waits for its answer.

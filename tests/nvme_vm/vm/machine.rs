@@ -1,6 +1,6 @@
 //! A machine: what it has, and a running one.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -139,6 +139,18 @@ impl Drive {
         })
     }
 
+    /// A new image whose map is in QEMU's memory until it is flushed: killed, it has a volatile write cache.
+    pub fn create_volatile(node: &str, image: PathBuf, bytes: u64) -> Result<Self> {
+        std::fs::write(&image, empty_qcow2(bytes)?)?;
+        Ok(Self {
+            node: node.to_owned(),
+            image,
+            format: "qcow2",
+            write_cache: true,
+            filters: Vec::new(),
+        })
+    }
+
     /// QEMU's nodes. Without `discard=unmap` on each of them QEMU drops Deallocate, and says all the same that what
     /// is deallocated reads as zeroes.
     pub fn arguments(&self) -> Vec<String> {
@@ -176,12 +188,43 @@ impl Drive {
     }
 }
 
+/// An empty image of up to 512 MiB in QEMU's own format (version 2): the header, a table of reference counts, a block
+/// of them, and a map, a cluster each.
+fn empty_qcow2(bytes: u64) -> Result<Vec<u8>> {
+    const CLUSTER_BITS: u32 = 16;
+    const CLUSTER: usize = 1 << CLUSTER_BITS;
+    ensure!(
+        bytes <= 512 << 20,
+        "{bytes} bytes are more than this map has room for"
+    );
+    let mut image = vec![0; 4 * CLUSTER];
+    let cluster = |number: u64| number << CLUSTER_BITS;
+    let mut header = b"QFI\xfb".to_vec();
+    header.extend(2_u32.to_be_bytes());
+    header.extend([0; 12]); // no backing file
+    header.extend(CLUSTER_BITS.to_be_bytes());
+    header.extend(bytes.to_be_bytes());
+    header.extend(0_u32.to_be_bytes()); // not encrypted
+    header.extend(1_u32.to_be_bytes()); // entries of the map
+    header.extend(cluster(3).to_be_bytes());
+    header.extend(cluster(1).to_be_bytes());
+    header.extend(1_u32.to_be_bytes()); // clusters of the table
+    image[..header.len()].copy_from_slice(&header);
+    image[CLUSTER..CLUSTER + 8].copy_from_slice(&cluster(2).to_be_bytes());
+    for count in image[2 * CLUSTER..][..8].chunks_exact_mut(2) {
+        count.copy_from_slice(&1_u16.to_be_bytes());
+    }
+    Ok(image)
+}
+
 /// A running machine. It is killed when it is given up.
 pub struct Vm {
     qemu: Reaped,
     /// QEMU's control socket.
     pub qmp: Qmp,
     link: BufReader<UnixStream>,
+    /// What has come of a line.
+    partial: Vec<u8>,
     dir: PathBuf,
     job: Value,
     end: Instant,
@@ -225,11 +268,11 @@ impl Vm {
         let mut qemu = Reaped::spawn(&mut command, &log)?;
         let qmp = accept(&qmp, &mut qemu, &log)?;
         let link = accept(&link, &mut qemu, &log)?;
-        link.set_read_timeout(Some(SILENCE))?;
         Ok(Self {
             qemu,
             qmp: Qmp::new(qmp)?,
             link: BufReader::new(link),
+            partial: Vec::new(),
             dir,
             job: json!({"part": part, "params": params, "hugepages": machine.hugepages}),
             end: Instant::now() + LIFE,
@@ -238,9 +281,21 @@ impl Vm {
 
     /// What the guest says next.
     pub fn hear(&mut self) -> Result<Heard> {
+        let end = self.end.min(Instant::now() + SILENCE);
+        match self.hear_until(end)? {
+            Some(heard) => Ok(heard),
+            None => bail!("the guest says nothing any more{}", self.console()),
+        }
+    }
+
+    /// What the guest says until then.
+    pub fn hear_until(&mut self, end: Instant) -> Result<Option<Heard>> {
         loop {
-            let line = self.line()?;
-            let Ok(heard) = serde_json::from_str(&line) else {
+            let Some(line) = self.line(end)? else {
+                return Ok(None);
+            };
+            let Ok(heard) = serde_json::from_slice(&line) else {
+                let line = String::from_utf8_lossy(&line).into_owned();
                 bail!("the guest says {line:?}{}", self.console());
             };
             match heard {
@@ -248,23 +303,25 @@ impl Vm {
                     let job = self.job.clone();
                     self.answer(&job)?;
                 }
-                heard => return Ok(heard),
+                heard => return Ok(Some(heard)),
             }
         }
     }
 
-    fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        let read = self.link.read_line(&mut line);
-        ensure!(
-            Instant::now() < self.end,
-            "the machine runs for too long{}",
-            self.console()
-        );
-        match read {
-            Ok(0) => bail!("the machine has ended{}", self.console()),
-            Ok(_) => Ok(line),
-            Err(error) => bail!("the guest is silent: {error}{}", self.console()),
+    /// The next whole line, if it comes until then. What comes of one stays for later.
+    fn line(&mut self, end: Instant) -> Result<Option<Vec<u8>>> {
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            self.link.get_ref().set_read_timeout(Some(left))?;
+            match self.link.read_until(b'\n', &mut self.partial) {
+                Ok(_) if self.partial.ends_with(b"\n") => return Ok(Some(std::mem::take(&mut self.partial))),
+                Ok(_) => bail!("the machine has ended{}", self.console()),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 
@@ -298,9 +355,16 @@ impl Vm {
         Ok(())
     }
 
-    /// Cuts the power: QEMU is killed, and what it has in memory is lost.
-    pub fn cut(self) {
-        drop(self);
+    /// Cuts the power: QEMU is killed, and what it has in memory is lost. What the guest had said before.
+    pub fn cut(mut self) -> Vec<Heard> {
+        self.qemu.kill();
+        let mut rest = std::mem::take(&mut self.partial);
+        // The other end is closed; that it may be so with an error changes nothing.
+        let _ = self.link.read_to_end(&mut rest);
+        let lines = rest.split_inclusive(|byte| *byte == b'\n');
+        lines
+            .filter_map(|line| serde_json::from_slice(line.strip_suffix(b"\n")?).ok())
+            .collect()
     }
 }
 
@@ -314,7 +378,7 @@ fn accept(socket: &UnixListener, qemu: &mut Reaped, log: &Path) -> Result<UnixSt
                 stream.set_nonblocking(false)?;
                 return Ok(stream);
             }
-            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => return Err(error.into()),
+            Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error.into()),
             Err(_) => {}
         }
         if let Some(status) = qemu.ended()? {

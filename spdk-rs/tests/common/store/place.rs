@@ -121,16 +121,7 @@ impl Place {
     }
 
     pub async fn report(&self) -> Result<Report> {
-        let stats = self.store.stats().await?;
-        let mut volumes = Vec::new();
-        for lvol in self.store.lvols().await? {
-            volumes.push(self.found(&lvol).await.with_context(|| lvol.to_string())?);
-        }
-        Ok(Report {
-            clusters: stats.total_clusters,
-            free: stats.free_clusters,
-            volumes,
-        })
+        report(&self.store, self.shape).await
     }
 
     /// Carries out an operation on the volume of that name.
@@ -142,49 +133,63 @@ impl Place {
         perform(&self.store, origin, op, self.shape).await?;
         Ok(())
     }
+}
 
-    async fn found(&self, lvol: &Lvol) -> Result<Found> {
-        let info = lvol.info().await?;
-        let clusters = info.size / self.shape.cluster;
-        let bdev = Bdev::find(&lvol.to_string())?;
-        ensure!(bdev.uuid() == lvol.uuid(), "its name leads to another");
-        let descriptor = bdev.open(Mode::ReadOnly)?;
-        let channel = descriptor.channel()?;
-        let buf = DmaBuf::new(info.size as usize)?;
-        let ((), data) = channel.read(buf, 0).await.ok()?;
-        drop(channel);
-        descriptor.close().await?;
-
-        let data = data.as_slice();
-        let cells = data.chunks_exact((self.shape.cluster / CELLS) as usize);
-        let own = lvol.allocated_clusters().await?;
-        let sum = lvol.stored_checksum().await?.map(|stored| {
-            let mut digest = Digest::new(CrcAlgorithm::Crc64GoIso);
-            for cluster in &own {
-                let at = (cluster * self.shape.cluster) as usize;
-                digest.update(&data[at..at + self.shape.cluster as usize]);
-            }
-            (stored, digest.finalize())
-        });
-        let mut clones = info.clones;
-        clones.sort_unstable();
-        Ok(Found {
-            name: info.name,
-            clusters,
-            thin: info.thin,
-            read_only: info.read_only,
-            parent: info.parent,
-            clones,
-            snapshot: info.snapshot,
-            own,
-            cells: (0..)
-                .zip(cells)
-                .map(|(at, cell)| identify(&cell[..BLOCK], at))
-                .collect(),
-            sum,
-            uuid: lvol.uuid().to_string(),
-        })
+/// What there is in a store.
+pub async fn report(store: &LvolStore, shape: Shape) -> Result<Report> {
+    let stats = store.stats().await?;
+    let mut volumes = Vec::new();
+    for lvol in store.lvols().await? {
+        volumes.push(found(&lvol, shape).await.with_context(|| lvol.to_string())?);
     }
+    Ok(Report {
+        clusters: stats.total_clusters,
+        free: stats.free_clusters,
+        volumes,
+    })
+}
+
+async fn found(lvol: &Lvol, shape: Shape) -> Result<Found> {
+    let info = lvol.info().await?;
+    let clusters = info.size / shape.cluster;
+    let bdev = Bdev::find(&lvol.to_string())?;
+    ensure!(bdev.uuid() == lvol.uuid(), "its name leads to another");
+    let descriptor = bdev.open(Mode::ReadOnly)?;
+    let channel = descriptor.channel()?;
+    let buf = DmaBuf::new(info.size as usize)?;
+    let ((), data) = channel.read(buf, 0).await.ok()?;
+    drop(channel);
+    descriptor.close().await?;
+
+    let data = data.as_slice();
+    let cells = data.chunks_exact((shape.cluster / CELLS) as usize);
+    let own = lvol.allocated_clusters().await?;
+    let sum = lvol.stored_checksum().await?.map(|stored| {
+        let mut digest = Digest::new(CrcAlgorithm::Crc64GoIso);
+        for cluster in &own {
+            let at = (cluster * shape.cluster) as usize;
+            digest.update(&data[at..at + shape.cluster as usize]);
+        }
+        (stored, digest.finalize())
+    });
+    let mut clones = info.clones;
+    clones.sort_unstable();
+    Ok(Found {
+        name: info.name,
+        clusters,
+        thin: info.thin,
+        read_only: info.read_only,
+        parent: info.parent,
+        clones,
+        snapshot: info.snapshot,
+        own,
+        cells: (0..)
+            .zip(cells)
+            .map(|(at, cell)| identify(&cell[..BLOCK], at))
+            .collect(),
+        sum,
+        uuid: lvol.uuid().to_string(),
+    })
 }
 
 /// Carries out an operation: on `origin`, whatever its name is by now. Gives what was made.
