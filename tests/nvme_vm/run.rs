@@ -76,6 +76,11 @@ impl Run {
         println!("         {what}");
     }
 
+    /// The packages that were unpacked.
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+
     /// A file of this run.
     pub fn file(&self, name: &str) -> PathBuf {
         self.place.file(name)

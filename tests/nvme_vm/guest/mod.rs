@@ -3,7 +3,9 @@
 //! Only this folder and the parts' `guest` functions run there.
 #![allow(dead_code, unused_imports, reason = "each part uses some of it")]
 
+mod command;
 mod devices;
+pub mod mounts;
 mod program;
 mod setup;
 mod target;
@@ -11,9 +13,10 @@ mod target;
 use anyhow::{Context, Result, anyhow};
 use serde_json::json;
 
+pub use command::{run, wait_for};
 pub use devices::{addresses, bind};
 pub use program::{Program, program, run_program, with_spdk};
-pub use target::start_target;
+pub use target::{start_target, start_target_as};
 
 use crate::parts;
 use crate::vm::Link;

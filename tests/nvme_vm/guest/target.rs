@@ -1,9 +1,10 @@
 //! The target in the guest.
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::common::{Process, Target};
 
@@ -17,12 +18,39 @@ pub const SMALL_POOLS: &str = r#"{"subsystems": [{"subsystem": "bdev", "config":
 
 /// Starts it and waits until it serves.
 pub fn start_target() -> Result<Target> {
+    start(command()?)
+}
+
+/// Starts it as an ordinary user, who has no privileges.
+pub fn start_target_as(user: u32) -> Result<Target> {
+    // What vfio maps for the controller is locked in memory. The target inherits the limit.
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: `unlimited` is valid for reads during the call.
+    let rc = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
+    ensure!(rc == 0, "{}", std::io::Error::last_os_error());
+    // What another user's target left at the socket's place is not this one's.
+    for left in [SOCKET.to_owned(), format!("{SOCKET}.lock")] {
+        let _ = std::fs::remove_file(left);
+    }
+    let mut command = command()?;
+    command.uid(user).gid(user);
+    start(command)
+}
+
+fn command() -> Result<Command> {
     std::fs::write(CONFIG, SMALL_POOLS)?;
     let mut command = Command::new("/bin/spdk_tgt");
     command
         .args(["-m", "0x1", "-s", "256", "--num-trace-entries", "64"])
         .args(["-r", SOCKET, "--json", CONFIG])
         .env("RUST_BACKTRACE", "0");
+    Ok(command)
+}
+
+fn start(command: Command) -> Result<Target> {
     let process = Process::start("spdk_tgt", command, Path::new(LOG), Path::new(SOCKET))?;
     Ok(Target::of(process))
 }

@@ -2,6 +2,7 @@
 //!
 //! A part stands alone: it makes its own images and its own machines.
 
+mod bind;
 mod cut;
 mod io;
 mod pcie;
@@ -30,7 +31,7 @@ pub struct Part {
 }
 
 /// All of them, in the order in which they are run.
-const PARTS: &[Part] = &[pcie::PART, cut::THROUGH, cut::VOLATILE];
+const PARTS: &[Part] = &[pcie::PART, cut::THROUGH, cut::VOLATILE, bind::PART];
 
 /// The part of that name.
 pub fn find(name: &str) -> Option<&'static Part> {

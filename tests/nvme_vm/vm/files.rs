@@ -39,12 +39,34 @@ impl Files {
         self.dir.join("lib/modules").join(&self.version).join("kernel")
     }
 
+    /// A program of the packages.
+    pub fn program(&self, path: &str) -> PathBuf {
+        self.dir.join(path)
+    }
+
+    /// Where a file of the packages is when they are installed; any other is where it is.
+    pub fn installed(&self, path: &Path) -> PathBuf {
+        path.strip_prefix(&self.dir)
+            .map_or_else(|_| path.to_owned(), |path| Path::new("/").join(path))
+    }
+
+    /// Where the packages' libraries are, for the loader.
+    pub fn libraries(&self) -> String {
+        // The last is a private place of a library that fio is linked with.
+        let places = [
+            "usr/lib/x86_64-linux-gnu",
+            "lib/x86_64-linux-gnu",
+            "usr/lib/x86_64-linux-gnu/ceph",
+        ];
+        places
+            .map(|place| self.dir.join(place).display().to_string())
+            .join(":")
+    }
+
     /// QEMU, with its own libraries and firmware.
     pub fn qemu(&self) -> Command {
         let mut command = Command::new(self.dir.join("usr/bin/qemu-system-x86_64"));
-        let libraries = ["usr/lib", "lib"].map(|dir| self.dir.join(dir).join("x86_64-linux-gnu"));
-        let libraries = libraries.map(|dir| dir.display().to_string());
-        command.env("LD_LIBRARY_PATH", libraries.join(":"));
+        command.env("LD_LIBRARY_PATH", self.libraries());
         for firmware in ["qemu", "seabios"] {
             command.arg("-L").arg(self.dir.join("usr/share").join(firmware));
         }

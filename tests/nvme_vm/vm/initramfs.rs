@@ -29,8 +29,8 @@ impl Initramfs {
         for dir in ["/dev", "/proc", "/sys", "/tmp", "/run", "/var/run", "/var/tmp"] {
             this.dir(Path::new(dir));
         }
-        this.program(&std::env::current_exe()?, "/init")?;
-        this.program(Path::new(env!("CARGO_BIN_EXE_spdk_tgt")), TARGET)?;
+        this.program(files, &std::env::current_exe()?, "/init")?;
+        this.program(files, Path::new(env!("CARGO_BIN_EXE_spdk_tgt")), TARGET)?;
         // In the order in which they are to be loaded.
         let mut order = Vec::new();
         for module in &machine.modules {
@@ -42,7 +42,7 @@ impl Initramfs {
             this.file(to, data);
         }
         for (from, to) in &machine.programs {
-            this.program(from, to)?;
+            this.program(files, from, to)?;
         }
         Ok(this)
     }
@@ -60,12 +60,13 @@ impl Initramfs {
     }
 
     /// A program without what only debuggers read, and the libraries that it is linked with.
-    fn program(&mut self, from: &Path, to: &str) -> Result<()> {
+    fn program(&mut self, files: &Files, from: &Path, to: &str) -> Result<()> {
         self.file(to, stripped(from)?);
-        for library in libraries(from)? {
-            if !self.entries.contains_key(&library) {
+        for library in libraries(files, from)? {
+            let to = files.installed(&library);
+            if !self.entries.contains_key(&to) {
                 let data = fs::read(&library).with_context(|| library.display().to_string())?;
-                self.file(&library, data);
+                self.file(&to, data);
             }
         }
         Ok(())
@@ -136,9 +137,10 @@ fn tempfile_for(from: &Path) -> PathBuf {
 }
 
 /// The libraries of a program, as the loader finds them, and the loader.
-fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>> {
+fn libraries(files: &Files, program: &Path) -> Result<BTreeSet<PathBuf>> {
     let output = Command::new("ldd")
         .arg(program)
+        .env("LD_LIBRARY_PATH", files.libraries())
         .output()
         .context("cannot run ldd")?;
     let text = String::from_utf8(output.stdout)?;

@@ -1,5 +1,6 @@
 //! A machine: what it has, and a running one.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -97,17 +98,9 @@ impl Machine {
 
     /// A name for what distinguishes the files of its guest.
     pub fn kind(&self) -> String {
-        let files = self
-            .files
-            .iter()
-            .chain(&self.programs)
-            .map(|(_, to)| to.replace('/', "_"));
-        self.modules
-            .iter()
-            .cloned()
-            .chain(files)
-            .collect::<Vec<_>>()
-            .join("-")
+        let mut hasher = DefaultHasher::new();
+        (&self.modules, &self.files, &self.programs).hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
     }
 }
 

@@ -7,10 +7,12 @@ mod files;
 mod initramfs;
 mod link;
 mod machine;
+mod python;
 mod qmp;
 
 pub use files::Files;
 pub use initramfs::Initramfs;
 pub use link::{Heard, Link};
 pub use machine::{Drive, Machine, Vm};
+pub use python::Python;
 pub use qmp::Qmp;
