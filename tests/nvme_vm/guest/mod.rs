@@ -5,7 +5,9 @@
 
 mod command;
 mod devices;
+mod kernel_log;
 pub mod mounts;
+mod network;
 mod program;
 mod setup;
 mod target;
@@ -15,6 +17,8 @@ use serde_json::json;
 
 pub use command::{run, wait_for};
 pub use devices::{addresses, bind};
+pub use kernel_log::kernel_log;
+pub use network::network;
 pub use program::{Program, program, run_program, with_spdk};
 pub use target::{start_target, start_target_as};
 

@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::{Context, Result, ensure};
@@ -43,4 +44,16 @@ pub fn claim(device: &str) -> Result<File> {
     let mut options = File::options();
     let opened = options.read(true).custom_flags(libc::O_EXCL).open(device);
     opened.context(device.to_owned())
+}
+
+/// Holds all writes to a mounted file system back, what was written before on its device; or lets them go on.
+pub fn freeze(place: &str, on: bool) -> Result<()> {
+    // FIFREEZE and FITHAW of linux/fs.h, which take a number that they do not use.
+    let what: libc::Ioctl = if on { 0xc004_5877_u32 } else { 0xc004_5878 } as libc::Ioctl;
+    let dir = File::open(place)?;
+    // SAFETY: the descriptor is open.
+    let rc = unsafe { libc::ioctl(dir.as_raw_fd(), what, 0) };
+    let error = io::Error::last_os_error();
+    ensure!(rc == 0, "freeze {place}: {error}");
+    Ok(())
 }

@@ -5,6 +5,7 @@
 mod bind;
 mod cut;
 mod io;
+mod linux;
 mod pcie;
 
 use anyhow::{Context, Result, bail};
@@ -31,7 +32,7 @@ pub struct Part {
 }
 
 /// All of them, in the order in which they are run.
-const PARTS: &[Part] = &[pcie::PART, cut::THROUGH, cut::VOLATILE, bind::PART];
+const PARTS: &[Part] = &[pcie::PART, cut::THROUGH, cut::VOLATILE, bind::PART, linux::PART];
 
 /// The part of that name.
 pub fn find(name: &str) -> Option<&'static Part> {
