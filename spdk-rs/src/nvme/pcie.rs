@@ -25,8 +25,8 @@ const FOR_PROGRAMS: [&str; 3] = ["uio_pci_generic", "igb_uio", "vfio-pci"];
 /// controller is called `name`, its block devices `name` followed by `n1`, `n2` … for the namespaces; these
 /// names are returned.
 ///
-/// A driver for user space must have it (`uio_pci_generic` or `vfio-pci`; SPDK's `scripts/setup.sh` gives it
-/// to one), and the runtime needs hugepages: without them there are no PCI devices.
+/// A driver for user space must have it (`uio_pci_generic` or `vfio-pci`; `ci/bind-nvme` in this crate's repository
+/// gives it to one), and the runtime needs hugepages: without them there are no PCI devices.
 ///
 /// If the future is dropped and the controller arrives later, it is detached again.
 ///
@@ -107,9 +107,8 @@ fn usable(devices: &Path, address: &str) -> std::result::Result<(), (ErrorKind, 
         return Err((ErrorKind::NotFound, why));
     }
     let to_do = format!(
-        "give it to one for programs: modprobe uio_pci_generic, echo uio_pci_generic > \
-         {DEVICES}/{address}/driver_override, echo {address} > /sys/bus/pci/drivers_probe (or SPDK's \
-         scripts/setup.sh, for all controllers)"
+        "give it to one for programs: ci/bind-nvme bind {address} in this crate's repository does, unless it is in \
+         use (SPDK's scripts/setup.sh does for all controllers)"
     );
     let driver = fs::read_link(device.join("driver")).ok();
     let driver = driver
@@ -122,8 +121,7 @@ fn usable(devices: &Path, address: &str) -> std::result::Result<(), (ErrorKind, 
             ErrorKind::Busy,
             format!(
                 "the kernel's driver {driver} has the controller, and with it everything on it (mounted file \
-                 systems, too). If that is not in use: echo {address} > /sys/bus/pci/drivers/{driver}/unbind, \
-                 then {to_do}"
+                 systems, too); {to_do}"
             ),
         )),
         Some(driver) => match file_of(&device, driver) {
@@ -210,12 +208,12 @@ mod tests {
         let (kind, why) = ask("0x010802\n", Some("nvme")).expect_err("the kernel's");
         assert_eq!(kind, ErrorKind::Busy);
         assert!(
-            why.contains("driver nvme has") && why.contains("drivers/nvme/unbind"),
+            why.contains("driver nvme has") && why.contains("ci/bind-nvme bind 0000:01:00.0"),
             "{why}"
         );
         let (kind, why) = ask("0x010802\n", None).expect_err("nobody's");
         assert_eq!(kind, ErrorKind::Busy);
-        assert!(why.contains("modprobe uio_pci_generic"), "{why}");
+        assert!(why.contains("ci/bind-nvme bind"), "{why}");
         let (kind, why) = ask("0x020000\n", Some("vfio-pci")).expect_err("a network card");
         assert_eq!(kind, ErrorKind::NotFound);
         assert!(why.contains("0x020000"), "{why}");
