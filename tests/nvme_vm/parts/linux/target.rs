@@ -131,7 +131,7 @@ impl Stand {
                 self.export(BACKUP)?;
                 Ok(json!(self.uuid(BACKUP)?))
             }
-            "connections" => Ok(json!(format!("{:?}", self.target.connections()?))),
+            "connections" => Ok(json!(self.target.connections()?)),
             "refuse" => self.refuse(),
             "grant" => self.grant(),
             "namespaces" => Ok(json!(self.target.namespaces(NQN)?.len())),
