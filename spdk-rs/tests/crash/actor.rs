@@ -24,6 +24,12 @@ pub enum Line {
     Begins(usize, Op),
     Done(usize),
     Failed(usize, String),
+    /// Which step of an operation is to fail now, and what is being done.
+    Step(u64, String),
+    /// Where clusters were lost until the next load: the step that failed, and how many.
+    Lost(u64, u64),
+    /// So many steps there were.
+    Through(u64),
 }
 
 impl Line {

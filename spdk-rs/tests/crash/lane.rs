@@ -24,7 +24,7 @@ impl Lane {
                 self.family.apply(&op);
             }
             Line::Failed(_, why) => bail!("{:?} failed: {why}", self.unheard),
-            Line::Report(_) => bail!("a report in the midst of it"),
+            line => bail!("in the midst of it, {line:?}"),
         }
         Ok(())
     }

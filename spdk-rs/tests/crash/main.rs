@@ -1,6 +1,7 @@
 //! Processes that are killed while they work on a store, at random instants and at each write of an
-//! operation; and operations whose I/O fails, one by one. After each: what was answered is so, what
-//! was not is wholly done or wholly not, data are what they should be, and no cluster is lost.
+//! operation; and operations whose I/O fails, one by one, or, where `ci/fault` has built this, whose
+//! allocations do. After each: what was answered is so, what was not is wholly done or wholly not, data
+//! are what they should be, and no cluster is lost.
 //!
 //! `SPDK_RS_CRASH_CYCLES` says how many times a process is killed at random, `SPDK_RS_CRASH_SEED`
 //! what they do (see `common::random`). A run that fails has said its seed.
@@ -11,6 +12,10 @@ mod common;
 mod store;
 
 mod actor;
+#[cfg(spdk_faults)]
+mod allocations;
+mod cases;
+mod faults;
 mod lane;
 mod notes;
 mod steps;

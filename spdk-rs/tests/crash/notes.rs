@@ -6,8 +6,8 @@ use spdk_rs::ErrorKind;
 use spdk_rs::lvol::check::Finding;
 
 use super::actor::{SHAPE, of_lane};
+use super::cases::{chain, snapshot};
 use super::common;
-use super::steps::{chain, snapshot};
 use super::store::disk::Fault;
 use super::store::place::Place;
 use super::store::volumes::{Family, Op};
