@@ -118,10 +118,10 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// Makes a disk as it is before a case's operation.
-pub async fn prepare(case: &Case, disk: &Path) -> Result<()> {
+/// Makes a disk with a store on which all that was done.
+pub async fn prepare(before: &[Op], disk: &Path) -> Result<()> {
     let place = Place::create(disk, SHAPE).await?;
-    for op in &case.before {
+    for op in before {
         place.perform(op).await.with_context(|| format!("{op:?}"))?;
     }
     place.leave().await

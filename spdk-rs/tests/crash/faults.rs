@@ -1,4 +1,4 @@
-//! One operation, of which something fails: its n-th I/O, or its n-th allocation, for every n until
+//! One operation, on volumes or on a whole store, of which something fails: its n-th I/O, or its n-th allocation, for every n until
 //! the operation comes through.
 
 use std::path::Path;
@@ -10,15 +10,16 @@ use spdk_rs::lvol::check::Finding;
 use super::actor::{Line, SHAPE};
 #[cfg(spdk_faults)]
 use super::allocations;
-use super::cases::{Case, MANY, cases, check, check_volumes, prepare};
-use super::store::disk::Fault;
+use super::cases::{Case, MANY, cases, chain, check, check_volumes, prepare};
+use super::store::disk::{Fault, FileDisk};
 use super::store::place::Place;
+use super::stores::{self, OPS};
 use super::{Actor, LIMIT, common, number, path};
 use crate::common::run;
 
 /// What fails.
 #[derive(Clone, Copy)]
-enum What {
+pub enum What {
     Io,
     #[cfg(spdk_faults)]
     Allocation,
@@ -33,18 +34,18 @@ impl What {
         }
     }
 
-    fn arm(self, place: &Place, nth: u64) {
+    pub fn arm(self, disk: &FileDisk, nth: u64) {
         match self {
-            Self::Io => place.disk.arm(Fault::Fail, nth),
+            Self::Io => disk.arm(Fault::Fail, nth),
             #[cfg(spdk_faults)]
             Self::Allocation => allocations::arm(nth),
         }
     }
 
     /// No more faults; whether the one that was planned has not come.
-    fn disarm(self, place: &Place) -> bool {
+    pub fn disarm(self, disk: &FileDisk) -> bool {
         match self {
-            Self::Io => place.disk.disarm(),
+            Self::Io => disk.disarm(),
             #[cfg(spdk_faults)]
             Self::Allocation => allocations::disarm(),
         }
@@ -71,18 +72,19 @@ fn each_fails(name: &str, what: What) {
     let wanted = std::env::var("SPDK_RS_FAULT_CASE").unwrap_or_default();
     let place = tempfile::tempdir().expect("a place");
     let (mut swept, mut wrong) = (0, 0);
-    for (at, case) in cases().iter().enumerate() {
-        if !case.name.starts_with(&wanted) {
+    let cases = cases();
+    let names = cases.iter().map(|case| case.name);
+    for (at, operation) in names.chain(OPS.map(|(name, _)| name)).enumerate() {
+        if !operation.starts_with(&wanted) {
             continue;
         }
         let result = listen(name, at, place.path());
-        let result = result.unwrap_or_else(|error| panic!("{}: {error:#}", case.name));
+        let result = result.unwrap_or_else(|error| panic!("{operation}: {error:#}"));
         for (step, how) in &result.wrong {
-            println!("fault: {}: {} {step}: {how}", case.name, what.name());
+            println!("fault: {operation}: {} {step}: {how}", what.name());
         }
         println!(
-            "fault: {}: each of {} {}s failed, of which {} have not gone well; clusters lost: {:?}",
-            case.name,
+            "fault: {operation}: each of {} {}s failed, of which {} have not gone well; clusters lost: {:?}",
             result.steps,
             what.name(),
             result.wrong.len(),
@@ -150,14 +152,22 @@ async fn sweep(what: What) {
 }
 
 async fn attempt_all(what: What) -> Result<()> {
-    let case = cases().swap_remove(number("CRASH_CASE").context("given")? as usize);
+    let at = number("CRASH_CASE").context("given")? as usize;
+    let cases = cases();
     let (base, disk) = (path().join("base"), path().join("disk"));
-    prepare(&case, &base).await?;
+    match cases.get(at) {
+        Some(case) => prepare(&case.before, &base).await?,
+        None => prepare(&chain(), &base).await?,
+    }
     #[cfg(spdk_faults)]
     ensure!(allocations::are_seen(), "SPDK's allocations do not come here");
     for nth in number("CRASH_NTH").context("given")?..MANY {
         std::fs::copy(&base, &disk)?;
-        if attempt(&case, what, nth, &disk).await? {
+        let came_through = match cases.get(at) {
+            Some(case) => attempt(case, what, nth, &disk).await?,
+            None => stores::attempt(OPS[at - cases.len()].1, what, nth, &disk).await?,
+        };
+        if came_through {
             return Line::Through(nth - 1).say();
         }
     }
@@ -174,9 +184,9 @@ async fn attempt(case: &Case, what: What, nth: u64, disk: &Path) -> Result<bool>
     say("loading it".to_owned())?;
     let place = Place::load(disk, SHAPE).await?;
     say("the operation".to_owned())?;
-    what.arm(&place, nth);
+    what.arm(&place.disk, nth);
     let answer = place.perform(&case.op).await;
-    let came_through = what.disarm(&place);
+    let came_through = what.disarm(&place.disk);
     let done = answer.is_ok();
     let told = match &answer {
         Ok(()) => "success".to_owned(),

@@ -19,6 +19,7 @@ mod faults;
 mod lane;
 mod notes;
 mod steps;
+mod stores;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

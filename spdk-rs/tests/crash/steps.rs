@@ -82,7 +82,7 @@ async fn one_step() -> Result<()> {
     let nth = number("CRASH_NTH").context("given")?;
     let before = case.family();
     match std::env::var("CRASH_WHAT")?.as_str() {
-        "prepare" => prepare(&case, &path()).await?,
+        "prepare" => prepare(&case.before, &path()).await?,
         "kill" => {
             let place = Place::load(&path(), SHAPE).await?;
             place.disk.arm(Fault::Kill, nth);
