@@ -13,6 +13,14 @@ use super::store::volumes::{CELLS, Family, Found, Op};
 pub const SHAPE: Shape = Shape {
     cluster: 256 << 10,
     disk: 48 << 20,
+    write_cache: false,
+};
+
+/// The same, smaller, with a volatile write cache.
+pub const WITH_CACHE: Shape = Shape {
+    disk: 16 << 20,
+    write_cache: true,
+    ..SHAPE
 };
 
 /// What a process tells the test that has started it.

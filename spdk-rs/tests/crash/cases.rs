@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::actor::{SHAPE, of_lane};
-use super::store::place::{Place, Report};
+use super::actor::of_lane;
+use super::store::place::{Place, Report, Shape};
 use super::store::volumes::{CELLS, Family, Op};
 
 /// More steps than any operation has.
@@ -119,8 +119,8 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Makes a disk with a store on which all that was done.
-pub async fn prepare(before: &[Op], disk: &Path) -> Result<()> {
-    let place = Place::create(disk, SHAPE).await?;
+pub async fn prepare(before: &[Op], disk: &Path, shape: Shape) -> Result<()> {
+    let place = Place::create(disk, shape).await?;
     for op in before {
         place.perform(op).await.with_context(|| format!("{op:?}"))?;
     }

@@ -1,5 +1,5 @@
-//! One operation, on volumes or on a whole store, of which something fails: its n-th I/O, or its n-th allocation, for every n until
-//! the operation comes through.
+//! One operation, on volumes or on a whole store, of which something fails: its n-th I/O, or its n-th
+//! allocation, for every n until the operation comes through.
 
 use std::path::Path;
 use std::sync::mpsc::RecvTimeoutError;
@@ -7,12 +7,12 @@ use std::sync::mpsc::RecvTimeoutError;
 use anyhow::{Context, Result, bail, ensure};
 use spdk_rs::lvol::check::Finding;
 
-use super::actor::{Line, SHAPE};
+use super::actor::{Line, SHAPE, WITH_CACHE};
 #[cfg(spdk_faults)]
 use super::allocations;
 use super::cases::{Case, MANY, cases, chain, check, check_volumes, prepare};
 use super::store::disk::{Fault, FileDisk};
-use super::store::place::Place;
+use super::store::place::{Place, Shape};
 use super::stores::{self, OPS};
 use super::{Actor, LIMIT, common, number, path};
 use crate::common::run;
@@ -21,6 +21,8 @@ use crate::common::run;
 #[derive(Clone, Copy)]
 pub enum What {
     Io,
+    /// And the power goes as soon as the answer is there: of a disk with a volatile cache.
+    IoAndPower,
     #[cfg(spdk_faults)]
     Allocation,
 }
@@ -28,15 +30,23 @@ pub enum What {
 impl What {
     fn name(self) -> &'static str {
         match self {
-            Self::Io => "I/O",
+            Self::Io | Self::IoAndPower => "I/O",
             #[cfg(spdk_faults)]
             Self::Allocation => "allocation",
         }
     }
 
+    /// Of the disk.
+    fn shape(self) -> Shape {
+        match self {
+            Self::IoAndPower => WITH_CACHE,
+            _ => SHAPE,
+        }
+    }
+
     pub fn arm(self, disk: &FileDisk, nth: u64) {
         match self {
-            Self::Io => disk.arm(Fault::Fail, nth),
+            Self::Io | Self::IoAndPower => disk.arm(Fault::Fail, nth),
             #[cfg(spdk_faults)]
             Self::Allocation => allocations::arm(nth),
         }
@@ -45,7 +55,7 @@ impl What {
     /// No more faults; whether the one that was planned has not come.
     pub fn disarm(self, disk: &FileDisk) -> bool {
         match self {
-            Self::Io => disk.disarm(),
+            Self::Io | Self::IoAndPower => disk.disarm(),
             #[cfg(spdk_faults)]
             Self::Allocation => allocations::disarm(),
         }
@@ -55,6 +65,12 @@ impl What {
 #[test]
 fn each_io_fails() {
     each_fails("faults::each_io_fails", What::Io);
+}
+
+/// Everything is as the answer says all the same.
+#[test]
+fn each_io_fails_and_the_power() {
+    each_fails("faults::each_io_fails_and_the_power", What::IoAndPower);
 }
 
 #[cfg(spdk_faults)]
@@ -73,9 +89,12 @@ fn each_fails(name: &str, what: What) {
     let place = tempfile::tempdir().expect("a place");
     let (mut swept, mut wrong) = (0, 0);
     let cases = cases();
+    let count = cases.len();
     let names = cases.iter().map(|case| case.name);
     for (at, operation) in names.chain(OPS.map(|(name, _)| name)).enumerate() {
-        if !operation.starts_with(&wanted) {
+        // (Of a whole store's, the power is not cut.)
+        let is_whole = at >= count && matches!(what, What::IoAndPower);
+        if is_whole || !operation.starts_with(&wanted) {
             continue;
         }
         let result = listen(name, at, place.path());
@@ -156,8 +175,8 @@ async fn attempt_all(what: What) -> Result<()> {
     let cases = cases();
     let (base, disk) = (path().join("base"), path().join("disk"));
     match cases.get(at) {
-        Some(case) => prepare(&case.before, &base).await?,
-        None => prepare(&chain(), &base).await?,
+        Some(case) => prepare(&case.before, &base, what.shape()).await?,
+        None => prepare(&chain(), &base, what.shape()).await?,
     }
     #[cfg(spdk_faults)]
     ensure!(allocations::are_seen(), "SPDK's allocations do not come here");
@@ -182,7 +201,7 @@ async fn attempt(case: &Case, what: What, nth: u64, disk: &Path) -> Result<bool>
     after.apply(&case.op);
 
     say("loading it".to_owned())?;
-    let place = Place::load(disk, SHAPE).await?;
+    let place = Place::load(disk, what.shape()).await?;
     say("the operation".to_owned())?;
     what.arm(&place.disk, nth);
     let answer = place.perform(&case.op).await;
@@ -217,11 +236,14 @@ async fn attempt(case: &Case, what: What, nth: u64, disk: &Path) -> Result<bool>
         done && matches!(finding, Leaked { .. } | InterruptedSnapshot { taken: true, .. })
     };
     place.check(is_left).await?;
+    if what.shape().write_cache {
+        place.disk.cut(nth, nth % 5);
+    }
     say(format!("taking the disk away after the answer {told}"))?;
     place.leave().await?;
 
     say(format!("loading it after the answer {told}"))?;
-    let place = Place::load_despite(disk, SHAPE, is_left).await?;
+    let place = Place::load_despite(disk, what.shape(), is_left).await?;
     let report = place.report().await?;
     check_volumes(&report, is)?;
     report.check_space()?;

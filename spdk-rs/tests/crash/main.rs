@@ -1,10 +1,12 @@
 //! Processes that are killed while they work on a store, at random instants and at each write of an
 //! operation; and operations whose I/O fails, one by one, or, where `ci/fault` has built this, whose
 //! allocations do. After each: what was answered is so, what was not is wholly done or wholly not, data
-//! are what they should be, and no cluster is lost.
+//! are what they should be, and no cluster is lost. Then the same on a disk with a volatile write cache,
+//! whose power goes.
 //!
 //! `SPDK_RS_CRASH_CYCLES` says how many times a process is killed at random, `SPDK_RS_CRASH_SEED`
-//! what they do (see `common::random`). A run that fails has said its seed.
+//! what they do (see `common::random`); `SPDK_RS_POWER_CUTS` how many times the power goes at random.
+//! A run that fails has said its seed.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -18,6 +20,7 @@ mod cases;
 mod faults;
 mod lane;
 mod notes;
+mod power;
 mod steps;
 mod stores;
 

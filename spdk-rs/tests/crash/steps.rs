@@ -15,7 +15,7 @@ use crate::common::run;
 
 /// Whether it has been done, as far as names and relations tell. (To do a write, an inflation or a
 /// resize again does no harm.)
-fn is_done(op: &Op, before: &Family, report: &Report) -> bool {
+pub fn is_done(op: &Op, before: &Family, report: &Report) -> bool {
     let mut after = before.clone();
     after.apply(op);
     let names = |family: &Family| -> Vec<_> {
@@ -82,7 +82,7 @@ async fn one_step() -> Result<()> {
     let nth = number("CRASH_NTH").context("given")?;
     let before = case.family();
     match std::env::var("CRASH_WHAT")?.as_str() {
-        "prepare" => prepare(&case.before, &path()).await?,
+        "prepare" => prepare(&case.before, &path(), SHAPE).await?,
         "kill" => {
             let place = Place::load(&path(), SHAPE).await?;
             place.disk.arm(Fault::Kill, nth);

@@ -21,6 +21,7 @@ use super::store::place::{Place, Shape, perform, read};
 const SHAPE: Shape = Shape {
     cluster: 16 << 10,
     disk: 2 << 20,
+    write_cache: false,
 };
 
 /// For anything to end.

@@ -3,6 +3,7 @@
 
 #![allow(dead_code)] // each of them uses its own part of this
 
+pub mod cache;
 pub mod disk;
 pub mod place;
 pub mod volumes;

@@ -20,11 +20,12 @@ const BLOCK: usize = 4096;
 /// In what no test wrote; numbers of what tests write are smaller.
 const STRANGE: u64 = 1 << 63;
 
-/// How large things are, in bytes.
+/// How large things are, in bytes, and whether the disk has a volatile write cache.
 #[derive(Clone, Copy)]
 pub struct Shape {
     pub cluster: u64,
     pub disk: u64,
+    pub write_cache: bool,
 }
 
 pub struct Place {
@@ -65,7 +66,7 @@ impl Place {
     /// Makes the file and the store.
     pub async fn create(path: &Path, shape: Shape) -> Result<Self> {
         std::fs::File::create(path)?.set_len(shape.disk)?;
-        let disk = FileDisk::open(path)?;
+        let disk = FileDisk::open(path, shape.write_cache)?;
         let registered = disk.register("disk0")?;
         let options = StoreOptions::default().cluster_size(shape.cluster as u32);
         let store = LvolStore::create("disk0", "lvs", options).await?;
@@ -95,16 +96,25 @@ impl Place {
             findings.all(|finding| mended(finding) || expected(finding)),
             "before it is loaded: {report}"
         );
-        let disk = FileDisk::open(path)?;
+        let disk = FileDisk::open(path, shape.write_cache)?;
         let registered = disk.register("disk0")?;
-        let store = LvolStore::load("disk0").await?;
+        let store = match LvolStore::load("disk0").await {
+            Ok(store) => store,
+            Err(error) => {
+                registered.unregister().await?;
+                return Err(error.into());
+            }
+        };
         let place = Self {
             shape,
             disk,
             registered,
             store,
         };
-        place.check(expected).await.context("loaded")?;
+        if let Err(error) = place.check(expected).await.context("loaded") {
+            place.leave().await?;
+            return Err(error);
+        }
         Ok(place)
     }
 
@@ -115,9 +125,10 @@ impl Place {
         Ok(())
     }
 
-    /// Takes the disk away under the store.
+    /// Takes the disk away under the store. It keeps its power, if it has it yet.
     pub async fn leave(self) -> Result<()> {
-        Ok(self.registered.unregister().await?)
+        self.registered.unregister().await?;
+        Ok(self.disk.sync()?)
     }
 
     pub async fn report(&self) -> Result<Report> {
@@ -132,6 +143,17 @@ impl Place {
         };
         perform(&self.store, origin, op, self.shape).await?;
         Ok(())
+    }
+
+    /// Flushes the volume of that name.
+    pub async fn flush(&self, vol: &str) -> Result<()> {
+        let lvol = self.store.lvol(vol).await?;
+        let descriptor = Bdev::find(&lvol.uuid().to_string())?.open(Mode::ReadWrite)?;
+        let channel = descriptor.channel()?;
+        let flushed = channel.flush().await;
+        drop(channel);
+        descriptor.close().await?;
+        Ok(flushed?)
     }
 }
 
