@@ -44,6 +44,22 @@ pub fn isolated(name: &str, body: impl FnOnce()) {
     );
 }
 
+/// The same, and prints the lines that begin with a mark of what it has said.
+#[track_caller]
+pub fn isolated_and_heard(name: &str, mark: &str, body: impl FnOnce()) {
+    if is_child() {
+        body();
+        return;
+    }
+    let output = run_child(name, &[]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    said.lines()
+        .filter_map(|line| line.find(mark).map(|at| &line[at..]))
+        .for_each(|line| println!("{line}"));
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name}: {}: {complaint}", output.status);
+}
+
 /// Whether this process was started by [`isolated`] or [`run_child`].
 pub fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()

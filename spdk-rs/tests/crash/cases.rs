@@ -29,13 +29,13 @@ impl Case {
     }
 }
 
-fn create(vol: &str, clusters: u64, thin: bool) -> Op {
+pub fn create(vol: &str, clusters: u64, thin: bool) -> Op {
     let vol = vol.into();
     Op::Create { vol, clusters, thin }
 }
 
 /// Something in each of these clusters.
-fn fill(vol: &str, clusters: &[u64], id: u64) -> Op {
+pub fn fill(vol: &str, clusters: &[u64], id: u64) -> Op {
     Op::Write {
         vol: vol.into(),
         cells: clusters
@@ -50,7 +50,7 @@ pub fn snapshot(vol: &str, name: &str) -> Op {
     Op::Snapshot { vol, name }
 }
 
-fn destroy(vol: &str) -> Op {
+pub fn destroy(vol: &str) -> Op {
     Op::Destroy { vol: vol.into() }
 }
 

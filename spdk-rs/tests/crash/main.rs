@@ -18,6 +18,7 @@ mod actor;
 mod allocations;
 mod cases;
 mod faults;
+mod flushes;
 mod lane;
 mod notes;
 mod power;

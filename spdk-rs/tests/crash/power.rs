@@ -28,20 +28,6 @@ fn some() -> u64 {
     if many { 12 } else { 1 }
 }
 
-/// Runs a test in a process of its own, and prints what it has said of itself.
-fn isolated(name: &str, body: impl FnOnce()) {
-    if common::is_child() {
-        return body();
-    }
-    let output = common::run_child(name, &[]);
-    let said = String::from_utf8_lossy(&output.stdout);
-    said.lines()
-        .filter_map(|line| line.find("power: ").map(|at| &line[at..]))
-        .for_each(|line| println!("{line}"));
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}: {complaint}", output.status);
-}
-
 /// How many times the power went, and what was wrong afterwards.
 #[derive(Default)]
 struct Tally {
@@ -79,7 +65,7 @@ impl Tally {
 #[test]
 fn cut_at_each_io() {
     const NAME: &str = "power::cut_at_each_io";
-    isolated(NAME, || {
+    common::isolated_and_heard(NAME, "power: ", || {
         let swept = async {
             let place = tempfile::tempdir()?;
             let mut tally = Tally::default();
@@ -164,7 +150,7 @@ async fn look(case: &Case, before: &Family, disk: &Path, answered: bool) -> Resu
 #[test]
 fn cut_at_random() {
     const NAME: &str = "power::cut_at_random";
-    isolated(NAME, || {
+    common::isolated_and_heard(NAME, "power: ", || {
         let cuts = number("SPDK_RS_POWER_CUTS").unwrap_or(200);
         let seed = seed("SPDK_RS_CRASH_SEED").unwrap_or(1);
         println!("power: {cuts} cuts, SPDK_RS_CRASH_SEED={seed}");
