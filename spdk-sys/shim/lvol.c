@@ -115,18 +115,78 @@ shim_lvol_next(struct spdk_lvol_store *lvs, struct spdk_lvol *prev)
 	return prev == NULL ? TAILQ_FIRST(&lvs->lvols) : TAILQ_NEXT(prev, link);
 }
 
-static const char *
-shim_lvol_name(struct spdk_lvol_store *lvs, spdk_blob_id id)
+#if SHIM_RESERVES
+struct spdk_lvol *
+shim_lvol_by_name(struct spdk_lvol_store *lvs, const char *name)
+{
+	return spdk_rs_lvol_by_name(lvs, name);
+}
+
+struct spdk_lvol *
+shim_lvol_by_uuid(struct spdk_lvol_store *lvs, const struct spdk_uuid *uuid)
+{
+	return spdk_rs_lvol_by_uuid(lvs, uuid);
+}
+
+static struct spdk_lvol *
+shim_lvol_by_blob(struct spdk_lvol_store *lvs, spdk_blob_id id)
+{
+	return spdk_rs_lvol_by_blob(lvs, id);
+}
+#else
+struct spdk_lvol *
+shim_lvol_by_name(struct spdk_lvol_store *lvs, const char *name)
+{
+	struct spdk_lvol *lvol;
+
+	TAILQ_FOREACH(lvol, &lvs->lvols, link) {
+		if (strcmp(lvol->name, name) == 0) {
+			break;
+		}
+	}
+
+	return lvol;
+}
+
+struct spdk_lvol *
+shim_lvol_by_uuid(struct spdk_lvol_store *lvs, const struct spdk_uuid *uuid)
+{
+	struct spdk_lvol *lvol;
+
+	TAILQ_FOREACH(lvol, &lvs->lvols, link) {
+		if (spdk_uuid_compare(&lvol->uuid, uuid) == 0) {
+			break;
+		}
+	}
+
+	return lvol;
+}
+
+static struct spdk_lvol *
+shim_lvol_by_blob(struct spdk_lvol_store *lvs, spdk_blob_id id)
 {
 	struct spdk_lvol *lvol;
 
 	TAILQ_FOREACH(lvol, &lvs->lvols, link) {
 		if (lvol->blob_id == id) {
-			return lvol->name;
+			break;
 		}
 	}
 
-	return NULL;
+	return lvol;
+}
+#endif
+
+static const char *
+shim_lvol_name(struct spdk_lvol_store *lvs, spdk_blob_id id)
+{
+	struct spdk_lvol *lvol = NULL;
+
+	if (id != SPDK_BLOBID_INVALID) {
+		lvol = shim_lvol_by_blob(lvs, id);
+	}
+
+	return lvol != NULL ? lvol->name : NULL;
 }
 
 void

@@ -62,6 +62,11 @@ bool shim_lvs_is_busy(struct spdk_lvol_store *lvs);
 
 /** The first lvol of the lvstore, and the next. NULL at the end. */
 struct spdk_lvol *shim_lvol_next(struct spdk_lvol_store *lvs, struct spdk_lvol *prev);
+
+/** The lvol of the lvstore with that name or UUID; NULL: there is none. */
+struct spdk_lvol *shim_lvol_by_name(struct spdk_lvol_store *lvs, const char *name);
+struct spdk_lvol *shim_lvol_by_uuid(struct spdk_lvol_store *lvs, const struct spdk_uuid *uuid);
+
 void shim_lvol_info(struct spdk_lvol *lvol, struct shim_lvol_info *info);
 
 /** Names of the lvol's clones: at most max are written. Returns how many there are. */

@@ -20,10 +20,10 @@ const BLOCK: u64 = 4096;
 /// As the checksum reads.
 const CHUNK: u64 = 128 << 10;
 const DEPTH: usize = 8;
-/// A volume of many: what looks for partitions on it can read what it wants.
-const SMALL: u64 = 64 << 10;
 
-fn print(what: &str, n: impl Display, mut result: Value) {
+/// Not inlined: where a result is printed, `ci/bench` has valgrind tell what has been counted.
+#[inline(never)]
+pub fn print(what: &str, n: impl Display, mut result: Value) {
     result["bench"] = json!("lvol");
     result["what"] = json!(what);
     result["n"] = json!(n.to_string());
@@ -32,13 +32,8 @@ fn print(what: &str, n: impl Display, mut result: Value) {
 
 pub async fn run(quick: bool) -> Result<()> {
     refused(if quick { 1_000 } else { 10_000 }).await?;
-    let sizes: &[usize] = if quick {
-        &[100, 1_000]
-    } else {
-        &[100, 1_000, 10_000]
-    };
-    for n in sizes {
-        many(*n).await?;
+    for n in super::scale::sizes(quick) {
+        super::scale::run(*n).await?;
     }
     for pair in 0..if quick { 3 } else { 7 } {
         checksum(pair, if quick { 128 } else { 256 }).await?;
@@ -47,7 +42,7 @@ pub async fn run(quick: bool) -> Result<()> {
     Ok(())
 }
 
-async fn store_on(bdev: &str, cluster: u64) -> Result<LvolStore> {
+pub async fn store_on(bdev: &str, cluster: u64) -> Result<LvolStore> {
     let options = StoreOptions::default().cluster_size(cluster as u32);
     Ok(LvolStore::create(bdev, "lvs", options).await?)
 }
@@ -113,63 +108,6 @@ async fn refused(count: usize) -> Result<()> {
     store.destroy().await?;
     delay::delete("slow").await?;
     Ok(malloc::delete("base").await?)
-}
-
-/// So many volumes are made, listed and deleted. What counts is the cost of each.
-async fn many(n: usize) -> Result<()> {
-    // A page of metadata each, with room to spare, and clusters of 16 KiB.
-    let bytes = (n as u64 * 3 * (16 << 10)).max(16 * MIB);
-    malloc::create("base", bytes / BLOCK, BLOCK as u32)?;
-    let store = store_on("base", 16 << 10).await?;
-    let mut made = Vec::with_capacity(n);
-    let mut times = histogram();
-    let begin = Instant::now();
-    for at in 0..n {
-        let begin = Instant::now();
-        made.push(
-            store
-                .create_lvol(&format!("vol{at}"), SMALL, Provisioning::Thin)
-                .await?,
-        );
-        times.record(begin.elapsed().as_nanos() as u64)?;
-    }
-    let each = |begin: Instant, count: usize| begin.elapsed().as_secs_f64() * 1e6 / count as f64;
-    let mut result = percentiles(&times);
-    result["each_us"] = json!(each(begin, n));
-    result["last_us"] = json!(tail(&mut made, &store, n).await?);
-    print("create", n, result);
-
-    let begin = Instant::now();
-    let listed = store.lvols().await?.len();
-    ensure!(listed == n, "{listed} of {n} volumes are listed");
-    print("list", n, json!({"each_us": each(begin, n)}));
-
-    let mut times = histogram();
-    let begin = Instant::now();
-    for lvol in made {
-        let begin = Instant::now();
-        lvol.destroy().await?;
-        times.record(begin.elapsed().as_nanos() as u64)?;
-    }
-    let mut result = percentiles(&times);
-    result["each_us"] = json!(each(begin, n));
-    print("delete", n, result);
-    ensure!(store.lvols().await?.is_empty(), "volumes are left");
-    store.destroy().await?;
-    Ok(malloc::delete("base").await?)
-}
-
-/// One more volume is made and deleted where there are `n`: microseconds, the median of 50.
-async fn tail(made: &mut [Lvol], store: &LvolStore, n: usize) -> Result<f64> {
-    ensure!(made.len() == n, "all are made");
-    let mut times = histogram();
-    for _ in 0..50 {
-        let begin = Instant::now();
-        let lvol = store.create_lvol("one-more", SMALL, Provisioning::Thin).await?;
-        lvol.destroy().await?;
-        times.record(begin.elapsed().as_nanos() as u64)?;
-    }
-    Ok(times.value_at_quantile(0.5) as f64 / 1e3)
 }
 
 /// Bytes a second of reading so much of a device, in order, in the checksum's way.

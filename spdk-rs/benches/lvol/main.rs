@@ -5,12 +5,14 @@
 //! cargo bench -p spdk-rs --bench lvol -- local [--quick] [--no-huge]
 //! ```
 //!
-//! `local` measures in one process (`local`), and prints a JSON line for each result; `host` is an
+//! `local` measures in one process (`local`), and prints a JSON line for each result; `scale N` is a part
+//! of it alone (`scale`); `host` is an
 //! NVMe/TCP host that verifies what it reads and times each I/O (`host`), told by lines on its
 //! standard input.
 
 mod host;
 mod local;
+mod scale;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -43,6 +45,11 @@ enum What {
         #[arg(long)]
         quick: bool,
     },
+    /// Only what a volume costs where there are so many.
+    Scale {
+        /// Volumes.
+        volumes: usize,
+    },
     Host {
         address: SocketAddr,
         nqn: String,
@@ -62,6 +69,7 @@ fn main() -> ExitCode {
         .build();
     let ran = runtime.and_then(|runtime| match options.what {
         What::Local { quick } => runtime.run(local::run(quick)),
+        What::Scale { volumes } => runtime.run(scale::run(volumes)),
         What::Host { address, nqn, depth } => runtime.run(host::run(address, nqn, depth)),
     });
     let result = ran.map_err(anyhow::Error::from).and_then(|result| result);

@@ -3,7 +3,7 @@
 //! The pointers are good until the caller returns to the reactor: nothing else runs on the
 //! metadata thread before that.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char};
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
 
@@ -129,20 +129,35 @@ pub(super) fn find_lvol(what: &'static str, lvol: &Lvol) -> Result<NonNull<spdk_
     let store = stores()
         .find(|store| uuid_of(&store_info(*store).uuid) == lvol.store().uuid())
         .ok_or_else(gone)?;
-    lvols_of(store)
-        .find(|candidate| uuid_of(&lvol_raw_info(*candidate).uuid) == lvol.uuid())
-        .ok_or_else(gone)
+    by_uuid(store, lvol.uuid()).ok_or_else(gone)
+}
+
+/// Looked up, not looked for: there may be many.
+fn by_uuid(store: NonNull<spdk_lvol_store>, uuid: Uuid) -> Option<NonNull<spdk_lvol>> {
+    let uuid = spdk_uuid {
+        u: spdk_sys::spdk_uuid__bindgen_ty_1 {
+            raw: *uuid.as_bytes(),
+        },
+    };
+    // SAFETY: the store is listed; the UUID is only read.
+    NonNull::new(unsafe { spdk_sys::shim_lvol_by_uuid(store.as_ptr(), &raw const uuid) })
+}
+
+/// The lvol of that name.
+pub(super) fn by_name(store: NonNull<spdk_lvol_store>, name: &str) -> Option<NonNull<spdk_lvol>> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: the store is listed; the name is only read.
+    NonNull::new(unsafe { spdk_sys::shim_lvol_by_name(store.as_ptr(), name.as_ptr()) })
 }
 
 /// The lvol that `key` names: `lvstore/lvol`, or a UUID.
 pub(super) fn find_lvol_by_key(what: &'static str, key: &str) -> Result<Lvol> {
     let uuid = Uuid::parse_str(key).ok();
     for store in stores() {
-        for lvol in lvols_of(store) {
-            let identity = lvol_identity(store, lvol);
-            if identity.to_string() == key || Some(identity.uuid()) == uuid {
-                return Ok(identity);
-            }
+        let in_store = || key.strip_prefix(store_identity(store).name())?.strip_prefix('/');
+        let named = in_store().and_then(|name| by_name(store, name));
+        if let Some(lvol) = named.or_else(|| by_uuid(store, uuid?)) {
+            return Ok(lvol_identity(store, lvol));
         }
     }
     Err(Error::new(

@@ -193,16 +193,22 @@ impl LvolStore {
     /// # Errors
     /// [`ErrorKind::NotFound`].
     pub async fn lvol(&self, name: &str) -> Result<Lvol> {
-        let wanted = format!("{}/{name}", self.name);
-        let lvols = self.lvols().await?;
-        lvols.into_iter().find(|lvol| lvol.name() == name).ok_or_else(|| {
-            Error::new(
-                ErrorKind::NotFound,
-                "find lvol",
-                wanted,
-                "the lvstore has no such volume",
-            )
+        const WHAT: &str = "find lvol";
+        let (store, name) = (self.clone(), name.to_owned());
+        on_metadata_thread(move || async move {
+            let raw = store.raw(WHAT)?;
+            let lvol = lookup::by_name(raw, &name).ok_or_else(|| {
+                let wanted = format!("{store}/{name}");
+                Error::new(
+                    ErrorKind::NotFound,
+                    WHAT,
+                    wanted,
+                    "the lvstore has no such volume",
+                )
+            })?;
+            Ok(lookup::lvol_identity(raw, lvol))
         })
+        .await
     }
 
     /// All volumes of this store, also those that have no bdev.

@@ -22,6 +22,7 @@
 mod future;
 
 use std::cell::{Cell, RefCell, UnsafeCell};
+use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
@@ -37,24 +38,31 @@ use crate::sanitize;
 /// Slots made at a time.
 const CHUNK: usize = 32;
 
+/// By their addresses: there may be tens of thousands, and each goes at some time.
+type Counters = BTreeMap<usize, Arc<AtomicUsize>>;
+
+fn address(counter: &Arc<AtomicUsize>) -> usize {
+    Arc::as_ptr(counter).addr()
+}
+
 /// How many operations C has, for each pool that there is. Only a pool's own thread writes its
 /// counter.
-static COUNTERS: Mutex<Vec<Arc<AtomicUsize>>> = Mutex::new(Vec::new());
+static COUNTERS: Mutex<Counters> = Mutex::new(BTreeMap::new());
 
 thread_local! {
     /// Those of the pools that belong to this OS thread.
-    static HERE: RefCell<Vec<Arc<AtomicUsize>>> = const { RefCell::new(Vec::new()) };
+    static HERE: RefCell<Counters> = const { RefCell::new(BTreeMap::new()) };
 }
 
 /// Whether C has operations that this OS thread has begun.
 pub(crate) fn pending_here() -> bool {
-    HERE.with_borrow(|counters| counters.iter().any(|count| count.load(Ordering::Relaxed) > 0))
+    HERE.with_borrow(|counters| counters.values().any(|count| count.load(Ordering::Relaxed) > 0))
 }
 
 /// Operations of all pools that C has not finished yet.
 pub(super) fn outstanding() -> usize {
     let counters = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
-    counters.iter().map(|count| count.load(Ordering::Acquire)).sum()
+    counters.values().map(|count| count.load(Ordering::Acquire)).sum()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -160,10 +168,10 @@ impl<C, T, K> Pool<C, T, K> {
         // SAFETY: by contract nobody else has a reference; it came from Box::leak.
         let pool = unsafe { Box::from_raw(at.as_ptr()) };
         let mut counters = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
-        counters.retain(|count| !Arc::ptr_eq(count, &pool.at_c));
+        counters.remove(&address(&pool.at_c));
         drop(counters);
         // At the end of the OS thread the list may have gone already.
-        let _ = HERE.try_with(|here| here.borrow_mut().retain(|count| !Arc::ptr_eq(count, &pool.at_c)));
+        let _ = HERE.try_with(|here| here.borrow_mut().remove(&address(&pool.at_c)));
     }
 }
 
@@ -188,9 +196,9 @@ impl<C, T, K> Slots<C, T, K> {
     /// yet; nobody else changes it.
     pub(crate) fn new(home: usize, at_c: Arc<AtomicUsize>, context: C) -> Self {
         let mut counters = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
-        counters.push(Arc::clone(&at_c));
+        counters.insert(address(&at_c), Arc::clone(&at_c));
         drop(counters);
-        HERE.with_borrow_mut(|counters| counters.push(Arc::clone(&at_c)));
+        HERE.with_borrow_mut(|counters| counters.insert(address(&at_c), Arc::clone(&at_c)));
         Self(NonNull::from(Box::leak(Box::new(Pool {
             free: Cell::new(ptr::null()),
             at_c,
