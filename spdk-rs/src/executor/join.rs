@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::PoisonError;
@@ -240,17 +241,20 @@ impl From<JoinError> for crate::Error {
 }
 
 /// A future as the executor runs it: panics and aborts become results.
-#[repr(align(64))] // what it needs for an I/O is on as few cache lines as can be
+#[repr(C)] // the future next to what its turns need besides
 pub(crate) struct Task<F: Future> {
     /// Pinned as the task is.
-    future: Option<F>,
+    future: ManuallyDrop<F>,
+    /// The future was not dropped yet.
+    is_there: bool,
     sender: Sender<F::Output>,
 }
 
 impl<F: Future> Task<F> {
     pub(crate) fn new(future: F, sender: Sender<F::Output>) -> Self {
         Self {
-            future: Some(future),
+            future: ManuallyDrop::new(future),
+            is_there: true,
             sender,
         }
     }
@@ -265,45 +269,59 @@ impl<F: Future> Task<F> {
         state.abort
     }
 
-    #[inline]
-    fn future(self: Pin<&mut Self>) -> Pin<&mut Option<F>> {
+    #[inline(always)]
+    fn future(self: Pin<&mut Self>) -> Pin<&mut ManuallyDrop<F>> {
         // SAFETY: the future is moved nowhere: it is reached by this only, and dropped in place.
         unsafe { self.map_unchecked_mut(|task| &mut task.future) }
     }
 
-    /// Drops the future; a panic of its destructor is returned. (It is gone then, too.)
-    fn drop_future(self: Pin<&mut Self>) -> Result<(), Payload> {
-        let mut future = self.future();
-        catch_unwind(AssertUnwindSafe(|| future.set(None)))
+    /// Drops the future, if it is there; a panic of its destructor is returned. (It is gone then, too.)
+    fn drop_future(mut self: Pin<&mut Self>) -> Result<(), Payload> {
+        // SAFETY: nothing is moved.
+        let is_there = unsafe { &mut self.as_mut().get_unchecked_mut().is_there };
+        if !std::mem::replace(is_there, false) {
+            return Ok(());
+        }
+        // SAFETY: it is dropped where it is, once.
+        let drop_it = || unsafe { ManuallyDrop::drop(self.future().get_unchecked_mut()) };
+        catch_unwind(AssertUnwindSafe(drop_it))
+    }
+
+    /// What it has come to. The future is dropped.
+    #[cold]
+    fn end(mut self: Pin<&mut Self>, result: Result<F::Output, JoinError>) {
+        // Whoever joins sees everything that the task held released.
+        match self.as_mut().drop_future() {
+            Ok(()) => self.sender.send(result),
+            Err(payload) => self.sender.send(result.and(Err(JoinError::panicked(payload)))),
+        }
     }
 }
 
 impl<F: Future> Body for Task<F> {
-    #[inline]
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, queued: bool) -> Poll<()> {
-        if queued && self.is_aborted(cx) {
-            let result = match self.as_mut().drop_future() {
-                Ok(()) => JoinError(Repr::Canceled),
-                Err(payload) => JoinError::panicked(payload),
-            };
-            self.sender.send(Err(result));
-            return Poll::Ready(());
+    fn abort(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> bool {
+        if !self.is_aborted(cx) {
+            return false;
         }
-        let Some(future) = self.as_mut().future().as_pin_mut() else {
-            return Poll::Ready(());
+        let result = match self.as_mut().drop_future() {
+            Ok(()) => JoinError(Repr::Canceled),
+            Err(payload) => JoinError::panicked(payload),
         };
+        self.sender.send(Err(result));
+        true
+    }
+
+    #[inline(always)]
+    unsafe fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // SAFETY: the future is there: by contract the task has not ended. As pinned as it is.
+        let future = unsafe { self.as_mut().future().map_unchecked_mut(|future| &mut **future) };
         // AssertUnwindSafe: after a panic the future is only dropped.
         let result = match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(value)) => Ok(value),
             Err(payload) => Err(JoinError::panicked(payload)),
         };
-        // Whoever joins sees everything that the task held released.
-        let dropped = self.as_mut().drop_future();
-        match dropped {
-            Ok(()) => self.sender.send(result),
-            Err(payload) => self.sender.send(result.and(Err(JoinError::panicked(payload)))),
-        }
+        self.end(result);
         Poll::Ready(())
     }
 

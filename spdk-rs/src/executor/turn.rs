@@ -16,36 +16,52 @@
 //! before: while it aborts all that is in a queue ([`Waiter::wake_later`]), or submits that to a
 //! device written in Rust ([`user_code_within_c`]).
 
-use std::cell::{Cell, OnceCell, RefCell, UnsafeCell};
-use std::mem::ManuallyDrop;
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::mem::{ManuallyDrop, offset_of};
 use std::ops::Deref;
 use std::pin::Pin;
 use std::ptr::{self, NonNull};
 use std::task::{Context, Poll, Waker};
 
-/// What a task does when it is its turn; behind [`TaskCell`], without its type.
+/// What a task does when it is its turn.
 pub(crate) trait Body {
-    /// `queued`: the turn came by the run queue, so something else than an I/O may have woken
-    /// the task, an abort too.
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, queued: bool) -> Poll<()>;
+    /// Ends the task, if it is to be aborted. To be asked when the turn came by the run queue: an
+    /// I/O does not abort.
+    fn abort(self: Pin<&mut Self>, cx: &mut Context<'_>) -> bool;
 
-    /// Drops the future, if it is still there.
+    /// One turn.
+    ///
+    /// # Safety
+    /// The task has not ended: this has not answered `Ready`, `abort` not `true`, and `close` was
+    /// not called.
+    unsafe fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()>
+    where
+        Self: Sized; // called by `poll` below alone, and so in one with it
+
+    /// Drops the future of a task that has not ended.
     fn close(self: Pin<&mut Self>);
 }
 
-/// A task's place on its thread. (The body is in a box of its own so that a pointer to this is one
-/// word, and what comes before the body is where the compiler knows it to be.)
+/// The body's turn, behind a task whose body's type is not known.
+type PollFn = unsafe fn(NonNull<TaskCell>, &mut Context<'_>) -> Poll<()>;
+
+/// A task's place on its thread, at the beginning of its [`Place`].
 ///
 /// It counts its own references: in an `Rc` the counter would lie on another cache line.
-#[repr(align(64))]
+#[repr(C)]
 pub(crate) struct TaskCell {
+    /// Wakes nobody before the first turn, which always comes by the queue. For an I/O only its
+    /// address counts. It comes first: then that is the task's.
+    waker: UnsafeCell<Waker>,
+    /// The whole of it.
+    place: Cell<Option<NonNull<Place<dyn Body>>>>,
+    life: Cell<Life>,
+    /// What an I/O needs begins a cache line, of which most is the body's.
+    _line: [usize; 3],
     refs: Cell<usize>,
-    body: UnsafeCell<Pin<Box<dyn Body>>>,
-    /// Set at the first turn, which always comes by the queue.
-    waker: OnceCell<Waker>,
     /// The address of its executor, to tell executors apart.
     home: usize,
-    life: Cell<Life>,
+    poll: Cell<PollFn>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -57,7 +73,14 @@ enum Life {
     Ended,
 }
 
-const _: () = assert!(size_of::<TaskCell>() == 64);
+const _: () = assert!(offset_of!(TaskCell, waker) == 0 && offset_of!(TaskCell, refs) == 64);
+
+/// A task and its body, in one piece.
+#[repr(C, align(64))]
+struct Place<B: ?Sized> {
+    cell: TaskCell,
+    body: UnsafeCell<B>,
+}
 
 /// A reference to a task, which stays on its thread.
 pub(crate) struct TaskRef(NonNull<TaskCell>);
@@ -66,15 +89,23 @@ static_assertions::assert_not_impl_any!(TaskRef: Send, Sync);
 
 impl TaskRef {
     /// The only reference to a new task of the executor `home`.
-    pub(super) fn new(body: impl Body + 'static, home: usize) -> Self {
-        let task = Box::new(TaskCell {
-            refs: Cell::new(1),
-            body: UnsafeCell::new(Box::pin(body)),
-            waker: OnceCell::new(),
-            home,
-            life: Cell::new(Life::New),
-        });
-        Self(NonNull::from(Box::leak(task)))
+    pub(super) fn new<B: Body + 'static>(body: B, home: usize) -> Self {
+        let place = Box::leak(Box::new(Place {
+            cell: TaskCell {
+                waker: UnsafeCell::new(Waker::noop().clone()),
+                place: Cell::new(None),
+                life: Cell::new(Life::New),
+                _line: [0; 3],
+                refs: Cell::new(1),
+                home,
+                poll: Cell::new(poll::<B>),
+            },
+            body: UnsafeCell::new(body),
+        }));
+        let place = NonNull::from(place);
+        // SAFETY: it is there, and nobody else knows it.
+        unsafe { place.as_ref() }.cell.place.set(Some(place));
+        Self(place.cast())
     }
 
     /// One word for the reference, which [`from_raw`](Self::from_raw) makes one again.
@@ -90,6 +121,25 @@ impl TaskRef {
         // SAFETY: by contract it was that of a reference.
         Self(unsafe { NonNull::new_unchecked(raw.cast_mut().cast()) })
     }
+}
+
+/// # Safety
+/// The cell is that of a `Place<B>`, of a task that has not ended; and there is no other reference
+/// to its body.
+unsafe fn poll<B: Body>(cell: NonNull<TaskCell>, cx: &mut Context<'_>) -> Poll<()> {
+    // SAFETY: by contract; and a body is pinned: it is never moved out of its place.
+    unsafe {
+        let body = cell.cast::<Place<B>>().as_ref().body.get();
+        Pin::new_unchecked(&mut *body).poll(cx)
+    }
+}
+
+/// That of a task that has ended.
+///
+/// # Safety
+/// None is needed.
+unsafe fn poll_ended(_: NonNull<TaskCell>, _: &mut Context<'_>) -> Poll<()> {
+    Poll::Ready(())
 }
 
 impl Deref for TaskRef {
@@ -125,29 +175,37 @@ impl Drop for TaskRef {
 /// The last reference has gone.
 #[cold]
 fn free(task: NonNull<TaskCell>) {
-    // SAFETY: it came from a box, and nobody refers to it any more.
-    drop(unsafe { Box::from_raw(task.as_ptr()) });
+    // SAFETY: nobody refers to it any more.
+    if let Some(place) = unsafe { task.as_ref() }.place.get() {
+        // SAFETY: it came from a box.
+        drop(unsafe { Box::from_raw(place.as_ptr()) });
+    }
 }
 
 /// What runs on a thread now.
 struct Now {
-    /// Code of users is on the stack.
-    busy: Cell<bool>,
+    /// The task whose turn it is; [`NO_TASK`] if other code of users is on the stack; null if none
+    /// is.
+    task: Cell<*mut TaskCell>,
     /// There are tasks in [`DUE`], a look at which costs more, since it has a destructor.
     has_due: Cell<bool>,
-    /// The waker of the task whose turn it is, or null.
-    waker: Cell<*const Waker>,
-    /// That task; the one before it, if there is no waker.
-    task: Cell<*const TaskCell>,
+}
+
+/// No task's address.
+const NO_TASK: *mut TaskCell = ptr::without_provenance_mut(1);
+
+impl Now {
+    #[inline(always)]
+    fn is_busy(&self) -> bool {
+        !self.task.get().is_null()
+    }
 }
 
 thread_local! {
     static NOW: Now = const {
         Now {
-            busy: Cell::new(false),
+            task: Cell::new(ptr::null_mut()),
             has_due: Cell::new(false),
-            waker: Cell::new(ptr::null()),
-            task: Cell::new(ptr::null()),
         }
     };
     /// The tasks that run when the outermost [`user_code`] has returned.
@@ -177,13 +235,14 @@ fn enter<R, const AT_ONCE: bool>(body: impl FnOnce() -> R) -> R {
             if self.0.has_due.get() {
                 run_due(AT_ONCE);
             }
-            self.0.busy.set(false);
+            self.0.task.set(ptr::null_mut());
         }
     }
     NOW.with(|now| {
-        if now.busy.replace(true) {
+        if now.is_busy() {
             return body();
         }
+        now.task.set(NO_TASK);
         let _leave = Leave::<AT_ONCE>(now);
         body()
     })
@@ -191,11 +250,18 @@ fn enter<R, const AT_ONCE: bool>(body: impl FnOnce() -> R) -> R {
 
 #[cold]
 fn run_due(at_once: bool) {
-    NOW.with(|now| now.has_due.set(false));
+    let none_is_due = || {
+        NOW.with(|now| {
+            now.task.set(NO_TASK);
+            now.has_due.set(false);
+        });
+    };
+    none_is_due();
     let mut due = DUE.take();
     for task in due.drain(..) {
         if at_once {
             task.turn_by_io();
+            NOW.with(|now| now.task.set(NO_TASK));
         } else {
             task.wake();
         }
@@ -207,73 +273,95 @@ fn run_due(at_once: bool) {
         }
         *late = due; // for its memory
     });
-    NOW.with(|now| now.has_due.set(false));
+    none_is_due();
 }
 
-impl TaskCell {
+impl TaskRef {
     /// A turn that came by the run queue.
     pub(super) fn queued_turn(&self, cx: &mut Context<'_>) -> Poll<()> {
+        /// Also on a panic.
+        struct Restore<'a>(&'a Now, *mut TaskCell);
+        impl Drop for Restore<'_> {
+            fn drop(&mut self) {
+                self.0.task.set(self.1);
+            }
+        }
         match self.life.get() {
             Life::Ended => return Poll::Ready(()),
             Life::Runs => {}
             Life::New => {
-                self.waker.get_or_init(|| cx.waker().clone());
+                // SAFETY: the first turn: nobody has borrowed it.
+                unsafe { *self.waker.get() = cx.waker().clone() };
                 self.life.set(Life::Runs);
             }
         }
-        user_code(|| self.turn(true))
+        user_code(|| {
+            NOW.with(|now| {
+                let _restore = Restore(now, now.task.replace(self.0.as_ptr()));
+                let cx = &mut Context::from_waker(self.waker());
+                // SAFETY: turns do not nest (user_code), so this is the only reference to the body.
+                if unsafe { self.with_body(|body| body.abort(cx)) } {
+                    self.end();
+                    return Poll::Ready(());
+                }
+                self.turn(now)
+            })
+        })
     }
 
     /// Drops the future. The task has no more turns.
     pub(super) fn close(&self) {
-        if self.life.replace(Life::Ended) != Life::Ended {
+        if self.life.get() != Life::Ended {
+            self.end();
             // SAFETY: the task does not have its turn: it would hold its future, whose drop
             // leads here.
-            unsafe { &mut *self.body.get() }.as_mut().close();
+            unsafe { self.with_body(|body| body.close()) };
         }
     }
 
-    /// One turn of a task that runs. [`user_code`] has been entered, and whoever calls this holds
-    /// the task.
-    #[inline]
-    fn turn(&self, queued: bool) -> Poll<()> {
-        /// Also on a panic.
-        struct Over<'a>(&'a Now);
-        impl Drop for Over<'_> {
-            #[inline]
-            fn drop(&mut self) {
-                self.0.waker.set(ptr::null());
-            }
-        }
-        debug_assert!(self.life.get() == Life::Runs);
-        // SAFETY: a task that runs has a waker.
-        let waker = unsafe { self.waker.get().unwrap_unchecked() };
-        let poll = NOW.with(|now| {
-            now.task.set(self);
-            now.waker.set(waker);
-            let _over = Over(now);
-            // SAFETY: turns do not nest (user_code), so this is the only reference to the body.
-            let body = unsafe { &mut *self.body.get() };
-            body.as_mut().poll(&mut Context::from_waker(waker), queued)
-        });
+    /// There are no more turns.
+    fn end(&self) {
+        self.life.set(Life::Ended);
+        self.poll.set(poll_ended);
+    }
+
+    #[inline(always)]
+    fn waker(&self) -> &Waker {
+        // SAFETY: it is changed before the first turn only, when nobody has borrowed it.
+        unsafe { &*self.waker.get() }
+    }
+
+    /// # Safety
+    /// There is no other reference to the body.
+    unsafe fn with_body<R>(&self, what: impl FnOnce(Pin<&mut dyn Body>) -> R) -> R {
+        let place = self.place.get().expect("set when it was made");
+        // SAFETY: by contract; and a body is pinned: it is never moved out of its place.
+        what(unsafe { Pin::new_unchecked(&mut *place.as_ref().body.get()) })
+    }
+
+    /// One turn. [`user_code`] has been entered, and leaves the task.
+    #[inline(always)]
+    fn turn(&self, now: &Now) -> Poll<()> {
+        now.task.set(self.0.as_ptr());
+        // SAFETY: turns do not nest (user_code), so this is the only reference to the body; and the
+        // function is that of the body's type, or of all that have ended.
+        let poll = unsafe { self.poll.get()(self.0, &mut Context::from_waker(self.waker())) };
         if poll.is_ready() {
-            self.life.set(Life::Ended);
+            self.end();
         }
         poll
     }
 
-    /// A turn that an I/O brought. [`user_code`] has been entered.
-    #[inline]
+    /// A turn that an I/O brought. [`user_code`] has been entered, and leaves the task.
+    #[inline(always)]
     fn turn_by_io(&self) {
-        if self.life.get() == Life::Runs && self.turn(false).is_ready() {
+        if NOW.with(|now| self.turn(now)).is_ready() {
             self.wake(); // the queue has to let go of it
         }
     }
 
     fn wake(&self) {
-        if let Some(waker) = self.waker.get() {
-            waker.wake_by_ref();
-        }
+        self.waker().wake_by_ref();
     }
 }
 
@@ -287,12 +375,13 @@ impl Turn {
     #[inline(always)]
     pub(crate) fn of(cx: &Context<'_>, home: usize) -> Option<Self> {
         NOW.with(|now| {
-            if !ptr::eq(now.waker.get(), cx.waker()) {
+            let task = now.task.get();
+            if !ptr::eq(task.cast(), cx.waker()) {
                 return None;
             }
-            // SAFETY: there is a waker, so the task has its turn: it is there, and whoever gave it
-            // the turn holds it.
-            let task = unsafe { NonNull::new_unchecked(now.task.get().cast_mut()) };
+            // SAFETY: a waker is not at address 0 or 1, so the task has its turn: it is there, and
+            // whoever gave it the turn holds it.
+            let task = unsafe { NonNull::new_unchecked(task) };
             // SAFETY: as above.
             if unsafe { task.as_ref() }.home != home {
                 return None;
@@ -312,8 +401,11 @@ impl Turn {
     /// Whether any task of the executor `home` has its turn: then this is the executor's thread.
     #[inline]
     pub(crate) fn is_at(home: usize) -> bool {
-        // SAFETY: as in `of`.
-        NOW.with(|now| !now.waker.get().is_null() && unsafe { (*now.task.get()).home } == home)
+        NOW.with(|now| {
+            let task = now.task.get();
+            // SAFETY: as in `of`.
+            now.is_busy() && task != NO_TASK && unsafe { (*task).home } == home
+        })
     }
 }
 
@@ -339,7 +431,7 @@ impl Waiter {
     pub(crate) fn wake(self) {
         match self {
             Self::Waker(waker) => waker.wake(),
-            Self::Task(task) if NOW.with(|now| now.busy.get()) => due(task),
+            Self::Task(task) if NOW.with(Now::is_busy) => due(task),
             Self::Task(task) => user_code(|| task.turn_by_io()),
         }
     }
