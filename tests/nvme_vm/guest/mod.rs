@@ -19,7 +19,7 @@ pub use command::{run, wait_for};
 pub use devices::{addresses, bind};
 pub use kernel_log::kernel_log;
 pub use network::network;
-pub use program::{Program, program, run_program, with_spdk};
+pub use program::{Program, program, run_program, with_spdk, with_spdk_and};
 pub use target::{start_target, start_target_as};
 
 use crate::parts;

@@ -83,10 +83,19 @@ pub fn program(half: Half, params: &str) -> Result<()> {
 
 /// Runs `main` with SPDK, in little memory.
 pub fn with_spdk<F: Future<Output = Result<()>> + 'static>(main: F) -> Result<()> {
+    run_spdk(Vec::new(), main)
+}
+
+/// The same, after a call of an RPC method.
+pub fn with_spdk_and<F: Future<Output = Result<()>> + 'static>(call: Value, main: F) -> Result<()> {
+    run_spdk(vec![call], main)
+}
+
+fn run_spdk<F: Future<Output = Result<()>> + 'static>(calls: Vec<Value>, main: F) -> Result<()> {
     let runtime = Runtime::builder()
         .name("nvme_vm")
         .memory_mb(64)
-        .json_config_text(super::target::SMALL_POOLS)
+        .json_config_text(super::target::config(calls).to_string())
         .build()?;
     runtime.run(main)?
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
+use serde_json::{Value, json};
 
 use crate::common::{Process, Target};
 
@@ -12,9 +13,13 @@ const SOCKET: &str = "/tmp/spdk.sock";
 const CONFIG: &str = "/tmp/target.json";
 const LOG: &str = "/tmp/spdk_tgt.log";
 
-/// A configuration that saves memory, and nothing else.
-pub const SMALL_POOLS: &str = r#"{"subsystems": [{"subsystem": "bdev", "config": [{"method": "bdev_set_options",
-    "params": {"bdev_io_pool_size": 4096, "bdev_io_cache_size": 64}}]}]}"#;
+/// A configuration that saves memory, and then makes some calls.
+pub fn config(calls: Vec<Value>) -> Value {
+    let pools = json!({"bdev_io_pool_size": 4096, "bdev_io_cache_size": 64});
+    let mut all = vec![json!({"method": "bdev_set_options", "params": pools})];
+    all.extend(calls);
+    json!({"subsystems": [{"subsystem": "bdev", "config": all}]})
+}
 
 /// Starts it and waits until it serves.
 pub fn start_target() -> Result<Target> {
@@ -41,7 +46,7 @@ pub fn start_target_as(user: u32) -> Result<Target> {
 }
 
 fn command() -> Result<Command> {
-    std::fs::write(CONFIG, SMALL_POOLS)?;
+    std::fs::write(CONFIG, config(Vec::new()).to_string())?;
     let mut command = Command::new("/bin/spdk_tgt");
     command
         .args(["-m", "0x1", "-s", "256", "--num-trace-entries", "64"])

@@ -7,6 +7,7 @@ mod cut;
 mod io;
 mod linux;
 mod pcie;
+mod removal;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -23,6 +24,8 @@ pub struct Part {
     pub name: &'static str,
     /// What it shows.
     pub about: &'static str,
+    /// Whether it is run when no part is named.
+    pub by_default: bool,
     /// The half that runs here.
     pub host: fn(&mut Run) -> Result<()>,
     /// The half that runs in the guest.
@@ -32,17 +35,24 @@ pub struct Part {
 }
 
 /// All of them, in the order in which they are run.
-const PARTS: &[Part] = &[pcie::PART, cut::THROUGH, cut::VOLATILE, bind::PART, linux::PART];
+const PARTS: &[Part] = &[
+    pcie::PART,
+    cut::THROUGH,
+    cut::VOLATILE,
+    removal::PART,
+    bind::PART,
+    linux::PART,
+];
 
 /// The part of that name.
 pub fn find(name: &str) -> Option<&'static Part> {
     PARTS.iter().find(|part| part.name == name)
 }
 
-/// Parts by their names; all if none is named.
+/// Parts by their names; if none is named, those that are run by default.
 pub fn choose(names: &[&str]) -> Result<Vec<&'static Part>> {
     if names.is_empty() {
-        return Ok(PARTS.iter().collect());
+        return Ok(PARTS.iter().filter(|part| part.by_default).collect());
     }
     let mut chosen = Vec::new();
     for name in names {
@@ -58,7 +68,12 @@ pub fn choose(names: &[&str]) -> Result<Vec<&'static Part>> {
 /// Prints what parts there are.
 pub fn list() {
     for part in PARTS {
-        println!("{:<10} {}", part.name, part.about);
+        let only = if part.by_default {
+            ""
+        } else {
+            " (only if it is named)"
+        };
+        println!("{:<13} {}{only}", part.name, part.about);
     }
 }
 

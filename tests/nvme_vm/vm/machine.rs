@@ -16,9 +16,10 @@ use crate::common::Reaped;
 const SILENCE: Duration = Duration::from_secs(60);
 const LIFE: Duration = Duration::from_secs(180);
 
-/// What the kernel is told. Zeroing all memory when it is allocated makes the reservation of hugepages slow.
+/// What the kernel is told. Zeroing all memory when it is allocated makes the reservation of hugepages slow; and on a
+/// busy machine the timer seems not to work at first.
 const COMMAND_LINE: &str =
-    "console=ttyS0 panic=-1 quiet nokaslr mitigations=off init_on_alloc=0 tsc=reliable";
+    "console=ttyS0 panic=-1 quiet nokaslr no_timer_check mitigations=off init_on_alloc=0 tsc=reliable";
 
 /// A machine's parts.
 #[derive(Clone)]

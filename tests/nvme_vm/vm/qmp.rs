@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -58,14 +58,19 @@ impl Qmp {
         Ok(answer.as_str().unwrap_or_default().to_owned())
     }
 
-    /// Waits for an event, and takes it.
-    pub fn event(&mut self, name: &str) -> Result<Value> {
+    /// Waits for an event, and takes it, if it comes in time.
+    pub fn event(&mut self, name: &str, limit: Duration) -> Result<Option<Value>> {
+        let end = Instant::now() + limit;
         loop {
             if let Some(at) = self.events.iter().position(|event| event["event"] == name) {
-                return Ok(self.events.remove(at));
+                return Ok(Some(self.events.remove(at)));
             }
-            let event = self.line().with_context(|| format!("no event {name}"))?;
-            self.events.push(event);
+            // Events come in the order of answers: asking for anything brings those that have come.
+            self.call("query-status", json!({}))?;
+            if Instant::now() > end {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
