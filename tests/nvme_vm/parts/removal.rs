@@ -73,7 +73,14 @@ fn plug(vm: &mut Vm, drive: &Drive) -> Result<Value> {
     ] {
         device[key] = json!(value);
     }
-    vm.qmp.call("device_add", device)
+    // QEMU lets the image go a moment after it has said that the device is gone.
+    let end = Instant::now() + LIMIT;
+    loop {
+        match vm.qmp.call("device_add", device.clone()) {
+            Err(_) if Instant::now() < end => thread::sleep(Duration::from_millis(50)),
+            answer => return answer,
+        }
+    }
 }
 
 fn in_guest(link: &Link, _params: &Value) -> Result<()> {

@@ -7,6 +7,7 @@ mod work;
 
 // Their own modules, as they are there.
 #[path = "../../../../spdk-rs/tests/crash/actor.rs"]
+#[allow(dead_code, reason = "what it says goes another way here")]
 mod actor;
 #[path = "../../../../spdk-rs/tests/crash/lane.rs"]
 mod lane;
