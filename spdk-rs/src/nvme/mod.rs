@@ -26,7 +26,8 @@ use crate::{Error, Result};
 /// closed them.
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`]; [`ErrorKind::WrongThread`] if not called on the app thread.
+/// [`NotFound`](crate::ErrorKind::NotFound); [`WrongThread`](crate::ErrorKind::WrongThread) if not called
+/// on the app thread.
 #[doc(alias = "bdev_nvme_delete")]
 pub async fn detach(name: &str) -> Result<()> {
     const WHAT: &str = "detach NVMe controller";

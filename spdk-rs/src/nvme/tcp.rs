@@ -43,7 +43,7 @@ impl AttachOptions {
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] if the address is served by this very process (see the
-/// [module's documentation](self)); [`ErrorKind::Unreachable`] if nobody listens there;
+/// [module's documentation](super)); [`ErrorKind::Unreachable`] if nobody listens there;
 /// [`ErrorKind::NotFound`] if the target refuses the connection (no such subsystem, host not
 /// allowed); [`ErrorKind::AlreadyExists`] if there is a controller of this name or address;
 /// [`ErrorKind::TimedOut`]; [`ErrorKind::InvalidArgument`]; [`ErrorKind::WrongThread`] if not called

@@ -4,8 +4,8 @@
 use anyhow::{Context, Result, ensure};
 
 use super::actor::{SHAPE, WITH_CACHE};
-use super::common::{self, run};
 use super::cases::{create, destroy, fill, snapshot};
+use super::common::{self, run};
 use super::store::place::{Place, Shape};
 use super::store::volumes::Op;
 
