@@ -259,10 +259,10 @@ fn two_clones_and_two_destroys() {
         ensure!(clones == ["vol", "second"], "{clones:?}");
         ensure!(infos(&store).await? == before, "a refusal changed something");
 
-        // A granted destroy waits for those who have the bdev open; a second one is busy, never "not found".
+        // A granted destroy waits for I/O that is under way; a second one is busy, never "not found".
         let descriptor = Bdev::find(&second.to_string())?.open(Mode::ReadOnly)?;
         let channel = descriptor.channel()?;
-        // A read that is under way keeps it open; what the destroy itself writes is quick.
+        // A read takes long, what the destroy itself writes does not.
         let read = Duration::from_millis(500);
         let latency = delay::Latency {
             read,
@@ -279,11 +279,10 @@ fn two_clones_and_two_destroys() {
             let second = second.clone();
             async move { second.destroy().await }
         });
-        while !descriptor.is_removed() {
-            sleep(Duration::from_millis(1)).await;
-        }
+        sleep(Duration::from_millis(20)).await;
+        ensure!(!descriptor.is_removed(), "the read is not waited for");
         let error = second.destroy().await.unwrap_err();
-        let holders = error.holders().context("busy")?;
+        let holders = error.holders().with_context(|| format!("busy: {error:?}"))?;
         ensure!(holders.operation.as_deref() == Some("delete"), "{holders}");
         ensure!(reading.await?, "the read was accepted before the destroy");
         drop(descriptor);
