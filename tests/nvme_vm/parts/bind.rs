@@ -16,6 +16,7 @@ use crate::vm::{Drive, Link, Machine, Python};
 pub const PART: Part = Part {
     name: "bind",
     about: "ci/bind-nvme: refused while in use, taken by uio or vfio, given back with its data",
+    by_default: true,
     host,
     guest: in_guest,
     programs: &[],

@@ -22,8 +22,7 @@ use crate::vm::{Drive, Link, Machine, Vm};
 pub const PART: Part = Part {
     name: "removal",
     about: "a controller is pulled out during I/O, with SPDK's hotplug monitor and without, and comes back",
-    // It needs a patch that the series has to have: without it the first check but one fails.
-    by_default: false,
+    by_default: true,
     host,
     guest: in_guest,
     programs: &[("removal-io", pulled)],

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use crate::common::random::Random;
+use super::super::common::random::Random;
 
 const BLOCK: usize = super::disk::BLOCK as usize;
 

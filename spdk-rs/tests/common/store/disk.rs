@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use spdk_rs::bdev_module::{self, Async, AsyncBlockDevice, Io, Kind, Properties, Registered, Status};
 use spdk_rs::reactor::yield_now;
 
+use super::super::common::random::Random;
 use super::cache::Cache;
-use crate::common::random::Random;
 
 pub const BLOCK: u32 = 4096;
 

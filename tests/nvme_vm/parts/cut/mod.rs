@@ -19,7 +19,7 @@ mod common {
     pub(super) use super::random;
 }
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -75,12 +75,7 @@ fn sweep(run: &mut Run, cache: Cache) -> Result<()> {
         (false, Cache::Through) => 4,
         (false, Cache::Volatile) => 3,
     };
-    let seed = match std::env::var("SPDK_RS_CRASH_SEED") {
-        Ok(text) => text.parse().context("SPDK_RS_CRASH_SEED")?,
-        Err(_) => SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)?
-            .as_secs(),
-    };
+    let seed = random::seed("SPDK_RS_CRASH_SEED").unwrap_or(1);
     run.note(format_args!("{cuts} cuts, SPDK_RS_CRASH_SEED={seed}"));
     let mut random = Random(seed);
     let mut tally = Tally::default();
@@ -205,6 +200,7 @@ impl Disk {
                 tally.answered += usize::from(matches!(line, Line::Done(_)));
                 self.lanes.get_mut(lane).context("a lane")?.hear(line)?;
             }
+            line => bail!("the guest says {line:?}"),
         }
         Ok(false)
     }
