@@ -47,8 +47,7 @@ pub const THROUGH: Part = Part {
 pub const VOLATILE: Part = Part {
     name: "cut-volatile",
     about: "the same with a volatile write cache, and a flush after each operation",
-    // What SPDK's blobstore writes is not flushed yet where that is needed.
-    by_default: false,
+    by_default: true,
     host: |run| sweep(run, Cache::Volatile),
     guest: in_guest,
     programs: &[],
