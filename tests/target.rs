@@ -175,17 +175,8 @@ fn a_checksum_that_runs_does_not_keep_it_from_stopping() -> Result<()> {
     let mut place = Place::new()?;
     let options = TargetOptions::in_place(&place);
     let disk = place.file("disk");
-    std::fs::File::create(&disk)?.set_len(64 << 20)?;
     let mut target = options.start(None)?;
-    target.call(
-        "bdev_aio_create",
-        json!({"name": "aio0", "filename": disk, "block_size": 4096}),
-    )?;
-    target.create_delay("aio0", 200_000, 0)?;
-    target.call(
-        "bdev_lvol_create_lvstore",
-        json!({"bdev_name": "slow0", "lvs_name": "lvs", "cluster_sz": 1 << 20}),
-    )?;
+    target.create_slow_store(&disk, 64 << 20, 4096, 200_000)?;
     target.call(
         "bdev_lvol_create",
         json!({"lvs_name": "lvs", "lvol_name": "vol", "size": 32 << 20}),

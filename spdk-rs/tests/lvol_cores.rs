@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use common::bdev::{LIMIT, open, read, write};
+use common::on_two_cores;
 use common::random::Random;
-use common::{builder, isolated};
 use spdk_rs::bdev::{Bdev, Mode, aio, malloc};
 use spdk_rs::lvol::{Lvol, LvolStore, Provisioning, StoreOptions};
 use spdk_rs::reactor::{Thread, sleep, timeout, yield_now};
@@ -24,17 +24,6 @@ const CLUSTERS: u64 = 2048;
 /// What a page holds, unlike all others.
 fn content(page: u64) -> Vec<u8> {
     (page + 1).to_le_bytes().repeat(PAGE / 8)
-}
-
-/// Runs `body` with SPDK on two cores.
-fn on_two_cores<F>(name: &str, body: impl FnOnce() -> F)
-where
-    F: Future<Output = Result<()>> + 'static,
-{
-    isolated(name, || {
-        let runtime = builder().core_mask("0x3").build().expect("options");
-        runtime.run(body()).expect("started").expect(name);
-    });
 }
 
 async fn store() -> Result<LvolStore> {

@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use anyhow::{Result, ensure};
 use common::bdev::{LIMIT, open, read, write};
 use common::disk::TestDisk;
 use common::lvol::{MIB, store_in_memory};
-use common::{builder, isolated};
+use common::on_two_cores;
 use spdk_rs::bdev::{Bdev, Mode};
 use spdk_rs::bdev_module::Io;
 use spdk_rs::lvol::Provisioning;
@@ -20,16 +19,6 @@ use spdk_rs::{JoinHandle, spawn};
 const LEN: usize = 4096;
 /// So long an operation is looked at that is to wait for I/O. It would take a few milliseconds.
 const A_WHILE: Duration = Duration::from_millis(300);
-
-fn on_two_cores<F>(name: &str, body: impl FnOnce() -> F)
-where
-    F: Future<Output = Result<()>> + 'static,
-{
-    isolated(name, || {
-        let runtime = builder().core_mask("0x3").build().expect("options");
-        runtime.run(body()).expect("started").expect(name);
-    });
-}
 
 /// Begins an I/O to a volume on the other core, a write of `data` or a read, and has the device keep it.
 /// The task yields what was read.

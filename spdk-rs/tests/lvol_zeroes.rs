@@ -7,18 +7,13 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use common::bdev::{open, read, register, write};
 use common::disk::TestDisk;
-use common::lvol::{MIB, load_anew, scenario};
+use common::lvol::{MIB, load_anew, scenario, store};
 use spdk_rs::bdev::aio;
 use spdk_rs::bdev::delay::{self, Latency};
 use spdk_rs::bdev_module::{Kind, Properties};
 use spdk_rs::lvol::{ClearMethod, LvolStore, Provisioning, StoreOptions};
 
 const LEN: usize = 4096;
-
-async fn store(bdev: &str) -> Result<LvolStore> {
-    let options = StoreOptions::default().cluster_size(MIB as u32);
-    Ok(LvolStore::create(bdev, "lvs", options).await?)
-}
 
 /// A new thin volume, in which one block is written: it is all that there is.
 async fn ensure_zeroes(store: &LvolStore, name: &str) -> Result<()> {

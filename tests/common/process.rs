@@ -113,16 +113,8 @@ impl Process {
 
     /// Waits until the process ends.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
-        let end = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status);
-            }
-            if Instant::now() > end {
-                bail!("{} does not end:\n{}", self.name, tail(&self.log));
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let ended = wait(&mut self.child, limit)?;
+        ended.with_context(|| format!("{} does not end:\n{}", self.name, tail(&self.log)))
     }
 }
 
@@ -137,6 +129,18 @@ fn end(child: &mut Child) {
     let _ = child.kill();
     let _ = child.wait();
     let _ = std::fs::remove_file(format!("/dev/shm/spdk_tgt_trace.pid{}", child.id()));
+}
+
+/// How a child has ended, if it does in time.
+fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
+    let end = Instant::now() + limit;
+    loop {
+        let ended = child.try_wait()?;
+        if ended.is_some() || Instant::now() > end {
+            return Ok(ended);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// A child that is killed when it is given up.
@@ -185,16 +189,8 @@ impl Reaped {
 
     /// Waits until it ends.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
-        let end = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.ended()? {
-                return Ok(status);
-            }
-            if Instant::now() > end {
-                bail!("process {} does not end", self.pid());
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let ended = wait(self.get(), limit)?;
+        ended.with_context(|| format!("process {} does not end", self.pid()))
     }
 
     fn get(&mut self) -> &mut Child {
@@ -215,8 +211,9 @@ impl Drop for Reaped {
 }
 
 /// The last lines of a log.
-fn tail(log: &Path) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
+pub fn tail(log: &Path) -> String {
+    let bytes = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(15)..].join("\n")
+    lines[lines.len().saturating_sub(25)..].join("\n")
 }

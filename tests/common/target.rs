@@ -94,6 +94,42 @@ impl Target {
         )
     }
 
+    /// Makes each of these kinds of I/O of `slow0` take so long (`read`, `write`).
+    pub fn slow_down(&mut self, kinds: &[&str], microseconds: u64) -> Result<(), CallError> {
+        for kind in kinds {
+            for which in ["avg", "p99"] {
+                self.call(
+                    "bdev_delay_update_latency",
+                    json!({"delay_bdev_name": "slow0", "latency_type": format!("{which}_{kind}"),
+                        "latency_us": microseconds}),
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// An AIO bdev `aio0` on a new file, the delay bdev `slow0` on it, and on that the lvstore `lvs` with
+    /// clusters of 1 MiB; latencies in microseconds.
+    pub fn create_slow_store(
+        &mut self,
+        disk: &Path,
+        bytes: u64,
+        block: u32,
+        read: u64,
+    ) -> anyhow::Result<()> {
+        std::fs::File::create(disk)?.set_len(bytes)?;
+        self.call(
+            "bdev_aio_create",
+            json!({"name": "aio0", "filename": disk, "block_size": block}),
+        )?;
+        self.create_delay("aio0", read, 0)?;
+        self.call(
+            "bdev_lvol_create_lvstore",
+            json!({"bdev_name": "slow0", "lvs_name": "lvs", "cluster_sz": 1 << 20}),
+        )?;
+        Ok(())
+    }
+
     /// A second connection.
     pub fn connect(&self) -> Result<Client, CallError> {
         self.process.connect()

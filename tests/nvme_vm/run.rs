@@ -121,7 +121,6 @@ impl Run {
     }
 
     /// Starts a machine for a part that asks nothing, and sees it to its end.
-    #[allow(dead_code, reason = "for parts that ask nothing")]
     pub fn boot_to_end(&mut self, machine: &Machine, part: &str, params: Value) -> Result<()> {
         let mut vm = self.boot(machine, part, params)?;
         self.serve(&mut vm, |_, _, what, _| bail!("nobody here knows {what}"))?;

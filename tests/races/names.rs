@@ -17,10 +17,8 @@ fn a_volume_that_could_not_be_shown_is_not_made() -> Result<()> {
     let mut stand = Stand::new()?;
     let before = stand.state()?;
     take_the_name(&mut stand, "lvs/new")?;
-    let create = json!({"lvs_name": "lvs", "lvol_name": "new", "size": 1 << 20});
     // (The snapshot's volume is thick, and stays so.)
-    let snapshot = json!({"lvol_name": "lvs/vol", "snapshot_name": "new"});
-    for call in [("bdev_lvol_create", create), ("bdev_lvol_snapshot", snapshot)] {
+    for call in [create("new"), snapshot(&json!("lvs/vol"), "new")] {
         let answer = stand.burst(&[call])?.answer()?;
         ensure!(answer.unwrap_err()["message"] == "File exists");
     }
@@ -150,6 +148,21 @@ fn rename(old: &Value, new: &str) -> Call {
     ("bdev_lvol_rename", json!({"old_name": old, "new_name": new}))
 }
 
+fn create(name: &str) -> Call {
+    let params = json!({"lvs_name": "lvs", "lvol_name": name, "size": 1 << 20});
+    ("bdev_lvol_create", params)
+}
+
+fn snapshot(vol: &Value, name: &str) -> Call {
+    let params = json!({"lvol_name": vol, "snapshot_name": name});
+    ("bdev_lvol_snapshot", params)
+}
+
+fn rename_store(old: &str, new: &str) -> Call {
+    let params = json!({"old_name": old, "new_name": new});
+    ("bdev_lvol_rename_lvstore", params)
+}
+
 fn says(answer: &Answer, message: &str) -> bool {
     matches!(answer, Err(error) if error["message"] == message)
 }
@@ -163,23 +176,11 @@ fn a_name_is_taken_while_a_volume_gets_it() -> Result<()> {
     let (vol, other) = (stand.create("a")?, stand.create("b")?);
     let before = stand.state()?;
     stand.slow(20)?;
-    let snapshot = |name| {
-        (
-            "bdev_lvol_snapshot",
-            json!({"lvol_name": vol, "snapshot_name": name}),
-        )
-    };
-    let create = |name| {
-        (
-            "bdev_lvol_create",
-            json!({"lvs_name": "lvs", "lvol_name": name, "size": 1 << 20}),
-        )
-    };
     let answers = stand
         .burst(&[
             rename(&vol, "new"),
-            snapshot("new"),
-            snapshot("a"),
+            snapshot(&vol, "new"),
+            snapshot(&vol, "a"),
             create("new"),
             create("a"),
             rename(&other, "new"),
@@ -205,17 +206,12 @@ fn a_name_is_taken_while_a_volume_is_made() -> Result<()> {
     let mut stand = Stand::new()?;
     let vol = stand.create("a")?;
     stand.slow(20)?;
-    let create = |name| {
-        (
-            "bdev_lvol_create",
-            json!({"lvs_name": "lvs", "lvol_name": name, "size": 1 << 20}),
-        )
-    };
-    let snapshot = (
-        "bdev_lvol_snapshot",
-        json!({"lvol_name": vol, "snapshot_name": "snap"}),
-    );
-    let calls = [create("new"), snapshot, rename(&vol, "new"), rename(&vol, "snap")];
+    let calls = [
+        create("new"),
+        snapshot(&vol, "snap"),
+        rename(&vol, "new"),
+        rename(&vol, "snap"),
+    ];
     let answers = stand.burst(&calls)?.answers()?;
     ensure!(answers[..2].iter().all(is_done), "{answers:?}");
     ensure!(
@@ -237,8 +233,7 @@ fn a_name_that_no_load_would_take_is_refused() -> Result<()> {
     for name in ["", &"x".repeat(64)] {
         let answer = stand.burst(&[rename(&vol, name)])?.answer()?;
         ensure!(says(&answer, "Invalid argument"), "{name:?}: {answer:?}");
-        let store = json!({"old_name": "lvs", "new_name": name});
-        let answer = stand.burst(&[("bdev_lvol_rename_lvstore", store)])?.answer()?;
+        let answer = stand.burst(&[rename_store("lvs", name)])?.answer()?;
         ensure!(says(&answer, "Invalid argument"), "{name:?}: {answer:?}");
     }
     let volumes = ["lvs/vol".to_owned(), format!("lvs/{longest}")];
@@ -253,19 +248,11 @@ fn a_name_that_no_load_would_take_is_refused() -> Result<()> {
 fn a_store_is_renamed_twice_at_once() -> Result<()> {
     let mut stand = Stand::new()?;
     stand.slow(20)?;
-    let rename = |name| {
-        (
-            "bdev_lvol_rename_lvstore",
-            json!({"old_name": "lvs", "new_name": name}),
-        )
-    };
-    let answers = stand.burst(&[rename("one"), rename("two")])?.answers()?;
+    let both = [rename_store("lvs", "one"), rename_store("lvs", "two")];
+    let answers = stand.burst(&both)?.answers()?;
     ensure!(is_done(&answers[0]) && is_busy(&answers[1]), "{answers:?}");
     stand.slow(0)?;
     ensure!(stand.volumes()? == ["one/vol"]);
-    let back = json!({"old_name": "one", "new_name": "lvs"});
-    ensure!(is_done(
-        &stand.burst(&[("bdev_lvol_rename_lvstore", back)])?.answer()?
-    ));
+    ensure!(is_done(&stand.burst(&[rename_store("one", "lvs")])?.answer()?));
     stand.finish()
 }

@@ -38,20 +38,14 @@ impl Stand {
         let place = Place::new()?;
         let options = TargetOptions::in_place(&place);
         let disk = place.file("disk");
-        File::create(&disk)?.set_len(256 << 20)?;
-        let target = Some(options.start(None)?);
+        let mut target = options.start(None)?;
+        target.create_slow_store(&disk, 256 << 20, 4096, 0)?;
         let mut stand = Self {
             place,
             options,
             disk,
-            target,
+            target: Some(target),
         };
-        stand.add_disk()?;
-        stand.target().create_delay("aio0", 0, 0)?;
-        stand.call(
-            "bdev_lvol_create_lvstore",
-            json!({"bdev_name": "slow0", "lvs_name": "lvs", "cluster_sz": 1 << 20}),
-        )?;
         stand.create("vol")?;
         Ok(stand)
     }
@@ -121,13 +115,7 @@ impl Stand {
 
     /// Makes each read and write of the store take so many milliseconds.
     pub fn slow(&mut self, ms: u64) -> Result<()> {
-        for kind in ["avg_read", "p99_read", "avg_write", "p99_write"] {
-            self.call(
-                "bdev_delay_update_latency",
-                json!({"delay_bdev_name": "slow0", "latency_type": kind, "latency_us": ms * 1000}),
-            )?;
-        }
-        Ok(())
+        Ok(self.target().slow_down(&["read", "write"], ms * 1000)?)
     }
 
     /// Sends the calls in one packet, so that the target carries them out in one go.

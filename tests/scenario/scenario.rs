@@ -128,13 +128,7 @@ impl<'a> Scenario<'a> {
     }
 
     pub(super) fn set_read_delay(&mut self, microseconds: u64) -> Result<()> {
-        for kind in ["avg_read", "p99_read"] {
-            self.call(
-                "bdev_delay_update_latency",
-                json!({"delay_bdev_name": "slow0", "latency_type": kind, "latency_us": microseconds}),
-            )?;
-        }
-        Ok(())
+        Ok(self.target()?.slow_down(&["read"], microseconds)?)
     }
 
     pub(super) fn identity(&mut self, name: &str) -> Result<Option<Identity>> {

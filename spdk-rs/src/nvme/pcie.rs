@@ -7,11 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use spdk_sys::spdk_nvme_transport_id;
-
 use super::attach::{Keep, create};
 use crate::bdev::{c_name, check_app_thread};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, nvmf};
 
 const WHAT: &str = "attach NVMe controller";
 /// SPDK gives up by itself: after the time that the controller says it needs to become ready.
@@ -51,7 +49,8 @@ pub async fn attach_pcie(name: &str, address: &str) -> Result<Vec<String>> {
     if let Err((kind, why)) = usable(Path::new(DEVICES), &address) {
         return fail(kind, why);
     }
-    let keep = Keep::new(id(&address)?, c_name(WHAT, name)?, None);
+    let id = nvmf::parse(WHAT, format!("trtype:PCIe traddr:{address}"))?;
+    let keep = Keep::new(id, c_name(WHAT, name)?, None);
     let attached = create(WHAT, device, keep, LIMIT).await;
     attached.map_err(|error| match error.kind() {
         ErrorKind::NotFound => error.with_detail(
@@ -76,18 +75,6 @@ fn whole(address: &str) -> Option<String> {
     let (slot, function) = (number(slot, 32)?, number(function, 8)?);
     let end = parts.next().is_none();
     end.then(|| format!("{domain:04x}:{bus:02x}:{slot:02x}.{function}"))
-}
-
-fn id(address: &str) -> Result<spdk_nvme_transport_id> {
-    let text = format!("trtype:PCIe traddr:{address}");
-    let c_text = c_name(WHAT, &text)?;
-    // SAFETY: a plain C struct, for which zero is valid; parse writes it and reads the text.
-    unsafe {
-        let mut id: spdk_nvme_transport_id = std::mem::zeroed();
-        let rc = spdk_sys::spdk_nvme_transport_id_parse(&mut id, c_text.as_ptr());
-        Error::check(WHAT, text, rc)?;
-        Ok(id)
-    }
 }
 
 /// Whether Linux lets this process have the device; else why not, and what to do.

@@ -36,7 +36,7 @@ use crate::op::{self, Submitted};
 use crate::{Error, ErrorKind, Result};
 
 pub use subsystem::{Namespace, Subsystem, SubsystemOptions};
-pub(crate) use transport_id::tcp;
+pub(crate) use transport_id::{parse, tcp};
 
 const TCP: &std::ffi::CStr = c"TCP";
 

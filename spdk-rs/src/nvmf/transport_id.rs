@@ -1,4 +1,4 @@
-//! SPDK's transport ids for TCP addresses.
+//! SPDK's transport ids.
 
 use std::net::SocketAddr;
 
@@ -37,6 +37,11 @@ pub(crate) fn tcp(
         text.push_str(" subnqn:");
         text.push_str(nqn);
     }
+    parse(what, text)
+}
+
+/// The transport id that SPDK reads in a text.
+pub(crate) fn parse(what: &'static str, text: String) -> Result<spdk_nvme_transport_id> {
     let c_text = c_name(what, &text)?;
     // SAFETY: a plain C struct, for which zero is valid; parse writes it and reads the text.
     unsafe {

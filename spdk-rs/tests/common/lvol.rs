@@ -40,17 +40,20 @@ pub async fn store_on(disk: &Path) -> Result<LvolStore> {
     std::fs::File::create(disk)?.set_len(128 * MIB)?;
     aio::create("aio0", disk, 4096)?;
     delay::create("slow0", "aio0", Latency::NONE)?;
-    let options = StoreOptions::default().cluster_size(MIB as u32);
-    Ok(LvolStore::create("slow0", "lvs", options).await?)
+    store("slow0").await
 }
 
-/// A store with clusters of 1 MiB on the test disk `ram`, of so many bytes.
+/// A store with clusters of 1 MiB on a device.
+pub async fn store(bdev: &str) -> Result<LvolStore> {
+    let options = StoreOptions::default().cluster_size(MIB as u32);
+    Ok(LvolStore::create(bdev, "lvs", options).await?)
+}
+
+/// The same on the test disk `ram`, of so many bytes.
 pub async fn store_in_memory(bytes: u64) -> Result<(Arc<TestDisk>, Registered, LvolStore)> {
     let disk = TestDisk::new(bytes as usize);
     let registered = register(&disk, "ram").await?;
-    let options = StoreOptions::default().cluster_size(MIB as u32);
-    let store = LvolStore::create("ram", "lvs", options).await?;
-    Ok((disk, registered, store))
+    Ok((disk, registered, store("ram").await?))
 }
 
 /// Loads the store of [`store_on`] anew, from the file alone. Nothing is wrong with it, unloaded or loaded.

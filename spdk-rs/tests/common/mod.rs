@@ -60,6 +60,18 @@ pub fn isolated_and_heard(name: &str, mark: &str, body: impl FnOnce()) {
     assert!(output.status.success(), "{name}: {}: {complaint}", output.status);
 }
 
+/// The same with SPDK on two cores: `body` runs on the first.
+#[track_caller]
+pub fn on_two_cores<F>(name: &str, body: impl FnOnce() -> F)
+where
+    F: Future<Output = anyhow::Result<()>> + 'static,
+{
+    isolated(name, || {
+        let runtime = builder().core_mask("0x3").build().expect("options");
+        runtime.run(body()).expect("started").expect(name);
+    });
+}
+
 /// Whether this process was started by [`isolated`] or [`run_child`].
 pub fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()

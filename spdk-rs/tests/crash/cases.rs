@@ -21,12 +21,15 @@ pub struct Case {
 impl Case {
     /// What there is before, as it should be.
     pub fn family(&self) -> Family {
-        let mut family = Family::default();
-        for op in &self.before {
-            family.apply(op);
-        }
-        family
+        family(&self.before)
     }
+}
+
+/// What there is after these operations.
+pub fn family(ops: &[Op]) -> Family {
+    let mut family = Family::default();
+    ops.iter().for_each(|op| family.apply(op));
+    family
 }
 
 pub fn create(vol: &str, clusters: u64, thin: bool) -> Op {

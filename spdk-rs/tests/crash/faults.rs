@@ -1,6 +1,7 @@
 //! One operation, on volumes or on a whole store, of which something fails: its n-th I/O, or its n-th
 //! allocation, for every n until the operation comes through.
 
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::mpsc::RecvTimeoutError;
 
@@ -37,7 +38,7 @@ impl What {
     }
 
     /// Of the disk.
-    fn shape(self) -> Shape {
+    pub fn shape(self) -> Shape {
         match self {
             Self::IoAndPower => WITH_CACHE,
             _ => SHAPE,
@@ -59,6 +60,22 @@ impl What {
             #[cfg(spdk_faults)]
             Self::Allocation => allocations::disarm(),
         }
+    }
+
+    /// Takes the disk away, by its power if that is to go.
+    pub async fn leave(self, place: Place, nth: u64) -> Result<()> {
+        if matches!(self, Self::IoAndPower) {
+            place.disk.cut(nth, nth % 5);
+        }
+        place.leave().await
+    }
+}
+
+/// How an answer is spoken of.
+pub fn told<E: Display>(answer: &std::result::Result<(), E>) -> String {
+    match answer {
+        Ok(()) => "success".to_owned(),
+        Err(error) => format!("{error:#}"),
     }
 }
 
@@ -87,14 +104,17 @@ fn each_fails(name: &str, what: What) {
     // `SPDK_RS_FAULT_CASE` names some by how they begin.
     let wanted = std::env::var("SPDK_RS_FAULT_CASE").unwrap_or_default();
     let place = tempfile::tempdir().expect("a place");
-    let (mut swept, mut wrong) = (0, 0);
+    let (mut found, mut wrong) = (0, 0);
     let cases = cases();
-    let count = cases.len();
     let names = cases.iter().map(|case| case.name);
     for (at, operation) in names.chain(OPS.map(|(name, _)| name)).enumerate() {
-        // (Of a whole store's, the power is not cut.)
-        let is_whole = at >= count && matches!(what, What::IoAndPower);
-        if is_whole || !operation.starts_with(&wanted) {
+        if !operation.starts_with(&wanted) {
+            continue;
+        }
+        found += 1;
+        if matches!(what, What::IoAndPower) && operation == "destroy a store" {
+            // After its last flush has failed, the store is kept and its super block is gone.
+            println!("fault: {operation}: SKIPPED with a power cut: see patches/README.md");
             continue;
         }
         let result = listen(name, at, place.path());
@@ -109,10 +129,9 @@ fn each_fails(name: &str, what: What) {
             result.wrong.len(),
             result.lost
         );
-        swept += 1;
         wrong += result.wrong.len();
     }
-    assert!(swept > 0, "no case begins with {wanted:?}");
+    assert!(found > 0, "no case begins with {wanted:?}");
     assert!(wrong == 0, "{wrong} failures have not gone well");
 }
 
@@ -207,10 +226,7 @@ async fn attempt(case: &Case, what: What, nth: u64, disk: &Path) -> Result<bool>
     let answer = place.perform(&case.op).await;
     let came_through = what.disarm(&place.disk);
     let done = answer.is_ok();
-    let told = match &answer {
-        Ok(()) => "success".to_owned(),
-        Err(error) => format!("{error:#}"),
-    };
+    let told = told(&answer);
     ensure!(done || !came_through, "nothing had failed, answer {told}");
     // (An inflation that fails keeps what it has copied.)
     let is = match done {
@@ -236,11 +252,8 @@ async fn attempt(case: &Case, what: What, nth: u64, disk: &Path) -> Result<bool>
         done && matches!(finding, Leaked { .. } | InterruptedSnapshot { taken: true, .. })
     };
     place.check(is_left).await?;
-    if what.shape().write_cache {
-        place.disk.cut(nth, nth % 5);
-    }
     say(format!("taking the disk away after the answer {told}"))?;
-    place.leave().await?;
+    what.leave(place, nth).await?;
 
     say(format!("loading it after the answer {told}"))?;
     let place = Place::load_despite(disk, what.shape(), is_left).await?;

@@ -1,15 +1,15 @@
 //! Operations on a whole store, of which an I/O or an allocation fails.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use spdk_rs::lvol::LvolStore;
 use spdk_rs::lvol::check::Finding;
 
-use super::actor::{Line, SHAPE, of_lane};
-use super::cases::{chain, check, check_volumes};
-use super::faults::What;
+use super::actor::{Line, of_lane};
+use super::cases::{chain, check, check_volumes, family};
+use super::faults::{What, told};
+use super::store::disk::FileDisk;
 use super::store::place::{Place, Report};
 use super::store::volumes::{Family, Op};
 
@@ -26,26 +26,21 @@ pub const OPS: [(&str, StoreOp); 2] = [
 
 /// What there is before, as it should be.
 fn before() -> Family {
-    let mut family = Family::default();
-    chain().iter().for_each(|op| family.apply(op));
-    family
+    family(&chain())
 }
 
 /// Does the operation while its n-th step fails. Says whether it came through without.
 pub async fn attempt(op: StoreOp, what: What, nth: u64, path: &Path) -> Result<bool> {
     let say = |doing: String| Line::Step(nth, doing).say();
     say("loading it".to_owned())?;
-    let place = Place::load(path, SHAPE).await?;
+    let place = Place::load(path, what.shape()).await?;
 
     say("the operation".to_owned())?;
     what.arm(&place.disk, nth);
     let answer = perform(op, &place.store).await;
     let came_through = what.disarm(&place.disk);
     let done = answer.is_ok();
-    let told = match &answer {
-        Ok(()) => "success".to_owned(),
-        Err(error) => format!("{error:#}"),
-    };
+    let told = told(&answer);
     ensure!(done || !came_through, "nothing had failed, answer {told}");
 
     say(format!("after the answer {told}"))?;
@@ -67,18 +62,18 @@ pub async fn attempt(op: StoreOp, what: What, nth: u64, path: &Path) -> Result<b
     }
 
     say(format!("taking the disk away after the answer {told}"))?;
-    let disk = Arc::clone(&place.disk);
-    place.leave().await?;
+    what.leave(place, nth).await?;
 
     say(format!("loading it after the answer {told}"))?;
     if op == StoreOp::Destroy {
+        let disk = FileDisk::open(path, what.shape().write_cache)?;
         let registered = disk.register("disk0")?;
         let store = LvolStore::load("disk0").await;
         ensure!(store.is_err(), "it is still on the disk");
         registered.unregister().await?;
         return Ok(came_through);
     }
-    let place = Place::load(path, SHAPE).await?;
+    let place = Place::load(path, what.shape()).await?;
     check(&place.report().await?, &[before()])?;
     place.leave().await?;
     Ok(came_through)

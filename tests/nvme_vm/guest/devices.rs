@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+
+use super::wait_for;
 
 /// What QEMU's NVMe controllers are known by.
 const VENDOR_AND_DEVICE: &str = "1b36 0010";
@@ -33,19 +34,18 @@ pub fn bind() -> Result<Vec<String>> {
     let addresses = addresses()?;
     ensure!(!addresses.is_empty(), "there is no NVMe controller");
     for address in &addresses {
-        let driver = Path::new(DEVICES).join(address).join("driver");
-        let name = fs::read_link(&driver).with_context(|| driver.display().to_string())?;
-        ensure!(
-            name.ends_with("uio_pci_generic"),
-            "{address} is bound to {}",
-            name.display()
-        );
+        let driver = driver(address)?;
+        ensure!(driver == "uio_pci_generic", "{address} is bound to {driver}");
     }
     // SPDK wants to open this, and the kernel makes it a moment later.
-    let end = Instant::now() + Duration::from_secs(5);
-    while fs::metadata("/dev/uio0").is_err() {
-        ensure!(Instant::now() < end, "there is no /dev/uio0");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_for("/dev/uio0", || fs::metadata("/dev/uio0").ok())?;
     Ok(addresses)
+}
+
+/// The driver of the controller at an address.
+pub fn driver(address: &str) -> Result<String> {
+    let link = fs::read_link(Path::new(DEVICES).join(address).join("driver"));
+    let path = link.with_context(|| format!("{address} has no driver"))?;
+    let name = path.file_name().unwrap_or_default();
+    Ok(name.to_string_lossy().into_owned())
 }

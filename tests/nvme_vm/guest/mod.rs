@@ -16,7 +16,7 @@ use anyhow::{Context, Result, anyhow};
 use serde_json::json;
 
 pub use command::{run, wait_for};
-pub use devices::{addresses, bind};
+pub use devices::{addresses, bind, driver};
 pub use kernel_log::kernel_log;
 pub use network::network;
 pub use program::{Program, program, run_program, with_spdk, with_spdk_and};

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::Part;
-use crate::guest::{self, mounts};
+use crate::guest::{self, driver, mounts};
 use crate::run::Run;
 use crate::vm::{Drive, Link, Machine, Python};
 
@@ -16,7 +16,6 @@ use crate::vm::{Drive, Link, Machine, Python};
 pub const PART: Part = Part {
     name: "bind",
     about: "ci/bind-nvme: refused while in use, taken by uio or vfio, given back with its data",
-    by_default: true,
     host,
     guest: in_guest,
     programs: &[],
@@ -96,17 +95,6 @@ impl Script {
             format_args!("{args:?} is refused, and {before} keeps it: {text}"),
         )
     }
-}
-
-/// The driver of the controller at an address.
-fn driver(address: &str) -> Result<String> {
-    let link = fs::read_link(format!("/sys/bus/pci/devices/{address}/driver"));
-    let path = link.with_context(|| format!("{address} has no driver"))?;
-    Ok(path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned())
 }
 
 /// The block device of the controller at an address, when the kernel has made it.

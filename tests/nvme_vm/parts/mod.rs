@@ -24,8 +24,6 @@ pub struct Part {
     pub name: &'static str,
     /// What it shows.
     pub about: &'static str,
-    /// Whether it is run when no part is named.
-    pub by_default: bool,
     /// The half that runs here.
     pub host: fn(&mut Run) -> Result<()>,
     /// The half that runs in the guest.
@@ -49,10 +47,10 @@ pub fn find(name: &str) -> Option<&'static Part> {
     PARTS.iter().find(|part| part.name == name)
 }
 
-/// Parts by their names; if none is named, those that are run by default.
+/// Parts by their names; if none is named, all.
 pub fn choose(names: &[&str]) -> Result<Vec<&'static Part>> {
     if names.is_empty() {
-        return Ok(PARTS.iter().filter(|part| part.by_default).collect());
+        return Ok(PARTS.iter().collect());
     }
     let mut chosen = Vec::new();
     for name in names {
@@ -68,12 +66,7 @@ pub fn choose(names: &[&str]) -> Result<Vec<&'static Part>> {
 /// Prints what parts there are.
 pub fn list() {
     for part in PARTS {
-        let only = if part.by_default {
-            ""
-        } else {
-            " (only if it is named)"
-        };
-        println!("{:<13} {}{only}", part.name, part.about);
+        println!("{:<13} {}", part.name, part.about);
     }
 }
 

@@ -20,7 +20,6 @@ use crate::vm::{Drive, Link, Machine};
 pub const PART: Part = Part {
     name: "pcie",
     about: "the target on an NVMe controller: volumes, a delete while it is busy, a restart",
-    by_default: true,
     host,
     guest: in_guest,
     programs: &[("pcie-make", make), ("pcie-find", find)],

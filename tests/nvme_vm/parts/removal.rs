@@ -22,7 +22,6 @@ use crate::vm::{Drive, Link, Machine, Vm};
 pub const PART: Part = Part {
     name: "removal",
     about: "a controller is pulled out during I/O, with SPDK's hotplug monitor and without, and comes back",
-    by_default: true,
     host,
     guest: in_guest,
     programs: &[("removal-io", pulled)],

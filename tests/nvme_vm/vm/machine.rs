@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{Files, Heard, Qmp};
 use crate::common::Reaped;
+use crate::common::process::tail;
 
 /// How long a machine may be silent, and how long it may run.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -381,11 +382,4 @@ fn accept(socket: &UnixListener, qemu: &mut Reaped, log: &Path) -> Result<UnixSt
         ensure!(Instant::now() < end, "QEMU does not start:\n{}", tail(log));
         std::thread::sleep(Duration::from_millis(5));
     }
-}
-
-fn tail(path: &Path) -> String {
-    let bytes = std::fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(25)..].join("\n")
 }

@@ -37,7 +37,6 @@ use crate::vm::{Drive, Heard, Link, Machine, Vm};
 pub const THROUGH: Part = Part {
     name: "cut",
     about: "power is cut during writes, snapshots and deletes; the disk has no write cache",
-    by_default: true,
     host: |run| sweep(run, Cache::Through),
     guest: in_guest,
     programs: &[("cut-work", work::work)],
@@ -47,7 +46,6 @@ pub const THROUGH: Part = Part {
 pub const VOLATILE: Part = Part {
     name: "cut-volatile",
     about: "the same with a volatile write cache, and a flush after each operation",
-    by_default: true,
     host: |run| sweep(run, Cache::Volatile),
     guest: in_guest,
     programs: &[],

@@ -12,7 +12,6 @@ use super::Part;
 pub const PART: Part = Part {
     name: "linux",
     about: "the kernel's NVMe/TCP host: ext4 and fio, while a backup's delete is refused 1,000 times, then granted",
-    by_default: true,
     host: target::host,
     guest: host::in_guest,
     programs: &[],

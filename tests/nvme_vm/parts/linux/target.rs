@@ -17,7 +17,7 @@ const BACKUP: &str = "lvs/backup";
 /// How often the delete is refused.
 const DELETES: u32 = 1000;
 /// What each read takes while it is, in microseconds, so that a checksum runs all the time.
-const SLOW_READ_US: u32 = 1_500_000;
+const SLOW_READ_US: u64 = 1_500_000;
 
 /// What runs on this machine, for a part.
 struct Stand {
@@ -67,19 +67,9 @@ pub fn host(run: &mut Run) -> Result<()> {
 impl Stand {
     /// A volume on a slow disk, exported to one host.
     fn start(place: &Place) -> Result<Self> {
-        let disk = place.file("disk");
-        std::fs::File::create(&disk)?.set_len(1 << 30)?;
         let port = place::free_port()?;
         let mut target = TargetOptions::in_place(place).start(None)?;
-        target.call(
-            "bdev_aio_create",
-            json!({"name": "aio0", "filename": disk, "block_size": 512}),
-        )?;
-        target.create_delay("aio0", 0, 0)?;
-        target.call(
-            "bdev_lvol_create_lvstore",
-            json!({"bdev_name": "slow0", "lvs_name": "lvs", "cluster_sz": 1 << 20}),
-        )?;
+        target.create_slow_store(&place.file("disk"), 1 << 30, 512, 0)?;
         target.call(
             "bdev_lvol_create",
             json!({"lvs_name": "lvs", "lvol_name": "vol", "size": 256 << 20, "thin_provision": true}),
@@ -141,7 +131,7 @@ impl Stand {
 
     /// Deletes the backup while a checksum of it runs.
     fn refuse(&mut self) -> Result<Value> {
-        self.read_delay(SLOW_READ_US)?;
+        self.target.slow_down(&["read"], SLOW_READ_US)?;
         let mut client = self.target.connect()?;
         let checksum = thread::spawn(move || {
             client.call("bdev_lvol_register_snapshot_checksum", json!({"name": BACKUP}))
@@ -175,7 +165,7 @@ impl Stand {
 
     /// Deletes the backup when nobody holds it any more.
     fn grant(&mut self) -> Result<Value> {
-        self.read_delay(0)?;
+        self.target.slow_down(&["read"], 0)?;
         let checksum = self.checksum.take().context("there is no checksum")?;
         self.target
             .call("bdev_lvol_stop_snapshot_checksum", json!({"name": BACKUP}))?;
@@ -184,15 +174,5 @@ impl Stand {
             .map_err(|_| anyhow!("the checksum's caller panicked"))?;
         ensure!(ended.is_err(), "the checksum had ended by itself");
         Ok(self.target.call("bdev_lvol_delete", json!({"name": BACKUP}))?)
-    }
-
-    fn read_delay(&mut self, microseconds: u32) -> Result<()> {
-        for kind in ["avg_read", "p99_read"] {
-            self.target.call(
-                "bdev_delay_update_latency",
-                json!({"delay_bdev_name": "slow0", "latency_type": kind, "latency_us": microseconds}),
-            )?;
-        }
-        Ok(())
     }
 }
