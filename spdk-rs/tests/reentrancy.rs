@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::bdev::{LIMIT, MIB, open, poll_once, register, until, write};
 use common::disk::{Fate, TestDisk, lock};
-use common::{isolated, run};
+use common::{builder, isolated, run, small_pool};
 use spdk_rs::bdev_module::{self, BlockDevice, Io, Kind, Properties, Status};
 use spdk_rs::buf::DmaBuf;
 use spdk_rs::reactor::{sleep, timeout, yield_now};
@@ -125,6 +125,41 @@ fn reset_again_and_again() {
             anyhow::Ok(())
         })
         .expect("the scenario");
+    });
+}
+
+/// SPDK's object of an I/O that has ended is kept for the next one as long as the callback runs. In the
+/// midst of it, another I/O of the channel is ended. With 64 objects, none may be lost.
+#[test]
+fn ended_in_the_turn_of_another() {
+    isolated("ended_in_the_turn_of_another", || {
+        let config = small_pool().expect("a file");
+        let runtime = builder().json_config(config.path()).build().expect("options");
+        let ended = runtime.run(async {
+            let disk = TestDisk::new(MIB);
+            let registered = register(&disk, "rust0").await?;
+            let (_descriptor, channel) = open("rust0")?;
+            let channel = std::rc::Rc::new(channel);
+            for _ in 0..200 {
+                disk.hold();
+                let mut held = Box::pin(channel.write(DmaBuf::zeroed(512)?, 0));
+                assert!(poll_once(held.as_mut()).is_pending());
+                let in_hand = disk.take_held().pop().expect("it is held");
+                disk.release();
+                let other = std::rc::Rc::clone(&channel);
+                let task = spdk_rs::spawn(async move {
+                    // (SPDK brings this end by a message: the turn begins in a callback of its own.)
+                    other.write(DmaBuf::zeroed(512)?, 512).await.into_result()?;
+                    in_hand.complete(Status::Success);
+                    anyhow::Ok(())
+                });
+                timeout(LIMIT, task).await???;
+                timeout(LIMIT, held).await?.into_result()?;
+            }
+            timeout(LIMIT, registered.unregister()).await??;
+            anyhow::Ok(())
+        });
+        ended.expect("started").expect("the scenario");
     });
 }
 

@@ -59,7 +59,8 @@ pub use stamp::PATCHLEVEL;
 // By name what only the patches bring: headers without them end here, with the name that is missing.
 #[cfg(spdk_patched)]
 pub use bindings::{
-    spdk_bdev_wait_for_examine, spdk_rs_blob_cluster_is_allocated, spdk_rs_blob_lock, spdk_rs_blob_unlock,
+    spdk_bdev_wait_for_examine, spdk_rs_bdev_read_again, spdk_rs_bdev_write_again,
+    spdk_rs_blob_cluster_is_allocated, spdk_rs_blob_lock, spdk_rs_blob_unlock,
     spdk_rs_jsonrpc_send_error_data, spdk_rs_patchlevel,
 };
 #[cfg(spdk_delete_patched)]

@@ -2,11 +2,12 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use spdk_sys::spdk_io_channel;
+use spdk_sys::{spdk_bdev_io, spdk_io_channel};
 
 use super::descriptor::{Inner as DescriptorInner, Mode};
 use super::io::{self, IoSlots, Payload};
@@ -24,6 +25,9 @@ pub(super) struct ChannelInner {
     descriptor: Rc<DescriptorInner>,
     /// Its I/O that SPDK has not finished yet; the slots count it.
     in_flight: Arc<AtomicUsize>,
+    /// The object of an I/O that has just ended, as long as its callback runs; null otherwise. See
+    /// [`Spare`].
+    spare: Cell<*mut spdk_bdev_io>,
 }
 
 impl ChannelInner {
@@ -33,6 +37,7 @@ impl ChannelInner {
             allowed: Cell::new(descriptor.supported()),
             descriptor,
             in_flight: Arc::default(),
+            spare: Cell::new(ptr::null_mut()),
         })
     }
 
@@ -54,6 +59,29 @@ impl ChannelInner {
     pub(super) fn io_ended(&self) {
         if self.allowed.get() == Kinds::NONE {
             self.descriptor.let_go_if_idle();
+        }
+    }
+
+    /// An object to be used for an I/O, and the caller's. Null if there is none.
+    #[inline(always)]
+    pub(super) fn take_spare(&self) -> *mut spdk_bdev_io {
+        let spare = self.spare.get();
+        if !spare.is_null() {
+            self.spare.set(ptr::null_mut());
+        }
+        spare
+    }
+
+    #[inline(always)]
+    fn free_spare(&self) {
+        #[cold]
+        fn free(io: *mut spdk_bdev_io) {
+            // SAFETY: by the contract of `Spare::keep`; and it was taken out.
+            unsafe { spdk_sys::spdk_bdev_free_io(io) };
+        }
+        let spare = self.take_spare();
+        if !spare.is_null() {
+            free(spare);
         }
     }
 
@@ -111,7 +139,8 @@ impl ChannelInner {
 
     /// Gives the C channel back, on its thread.
     pub(super) fn put(&self) {
-        let raw = self.raw.replace(std::ptr::null_mut());
+        self.free_spare();
+        let raw = self.raw.replace(ptr::null_mut());
         if !raw.is_null() {
             // SAFETY: a reference that this object holds, given back once, on the channel's
             // thread (the descriptor lets go there); no I/O is in flight on it.
@@ -122,7 +151,7 @@ impl ChannelInner {
 
 impl Drop for ChannelInner {
     fn drop(&mut self) {
-        let raw = self.raw.replace(std::ptr::null_mut());
+        let raw = self.raw.replace(ptr::null_mut());
         if raw.is_null() {
             return;
         }
@@ -130,6 +159,32 @@ impl Drop for ChannelInner {
             // SAFETY: as in `put`; I/O in flight would hold a reference to this object.
             unsafe { spdk_sys::spdk_put_io_channel(raw) };
         });
+    }
+}
+
+/// Keeps the object of an I/O that has ended well as long as its callback runs, and a task in it.
+/// Most often that begins another I/O, which [takes](ChannelInner::take_spare) the object: to give
+/// it back and to get one again takes SPDK a tenth of an I/O of a null device. One that is
+/// left goes back when this is dropped.
+pub(super) struct Spare(Rc<ChannelInner>);
+
+impl Spare {
+    /// # Safety
+    /// The I/O was the channel's, has just succeeded, and is the caller's to be freed: not any more
+    /// after this. This is dropped before the callback returns.
+    #[inline(always)]
+    pub(super) unsafe fn keep(channel: &Rc<ChannelInner>, io: *mut spdk_bdev_io) -> Self {
+        // That of a callback around this one, in whose turn this I/O was ended.
+        channel.free_spare();
+        channel.spare.set(io);
+        Self(Rc::clone(channel))
+    }
+}
+
+impl Drop for Spare {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.0.free_spare();
     }
 }
 

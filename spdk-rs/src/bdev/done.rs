@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use spdk_sys::spdk_bdev_io;
 
-use super::channel::ChannelInner;
+use super::channel::{ChannelInner, Spare};
 use super::io::{Failure, Keep};
 use super::kind::IoType;
 use crate::executor::Waiter;
@@ -19,8 +19,8 @@ pub(super) unsafe extern "C" fn on_done(bdev_io: *mut spdk_bdev_io, success: boo
         // that of `io::poll`'s operation, and SPDK calls back once.
         unsafe {
             if success {
-                spdk_sys::spdk_bdev_free_io(bdev_io);
-                end(cb_arg, Ok(()), Waiter::wake);
+                let kept = |channel: &_| Spare::keep(channel, bdev_io);
+                end(cb_arg, Ok(()), kept, Waiter::wake);
             } else {
                 let status = nvme_status(bdev_io);
                 spdk_sys::spdk_bdev_free_io(bdev_io);
@@ -93,16 +93,26 @@ pub(super) unsafe fn nvme_status(bdev_io: *mut spdk_bdev_io) -> NvmeStatus {
 #[cold]
 pub(super) unsafe fn end_within_c(cb_arg: *mut c_void, result: Result<(), Failure>) {
     // SAFETY: as the contract says.
-    unsafe { end(cb_arg, result, Waiter::wake_later) }
+    unsafe { end(cb_arg, result, |_| {}, Waiter::wake_later) }
 }
 
-/// Completes the operation, and lets a descriptor that waits for its I/O go.
+/// Completes the operation, and lets a descriptor that waits for its I/O go. What `meanwhile` makes
+/// for the channel is dropped in the end.
 ///
 /// # Safety
 /// As [`slots::complete`], for an operation of `io::poll`.
 #[inline(always)] // for a success, which is a constant then
-unsafe fn end(cb_arg: *mut c_void, result: Result<(), Failure>, wake: impl FnOnce(Waiter)) {
-    let ended = |channel: &Rc<ChannelInner>| channel.io_ended();
+unsafe fn end<R>(
+    cb_arg: *mut c_void,
+    result: Result<(), Failure>,
+    meanwhile: impl FnOnce(&Rc<ChannelInner>) -> R,
+    wake: impl FnOnce(Waiter),
+) {
+    let ended = |channel: &Rc<ChannelInner>| {
+        let kept = meanwhile(channel);
+        channel.io_ended();
+        kept
+    };
     // SAFETY: as the contract says.
-    unsafe { slots::complete::<_, _, Keep>(cb_arg, result, ended, wake) }
+    unsafe { slots::complete::<_, _, Keep, _>(cb_arg, result, ended, wake) }
 }

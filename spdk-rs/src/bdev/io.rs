@@ -455,7 +455,15 @@ unsafe fn separate_metadata(descriptor: *mut spdk_bdev_desc, blocks: u64) -> Opt
 #[inline(always)]
 pub(super) unsafe fn read_now(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
     // SAFETY: by contract; it reads into the memory as far as it is long.
-    unsafe { transfer_now(channel, keep, cb_arg, spdk_sys::spdk_bdev_read_blocks) }
+    unsafe {
+        transfer_now(
+            channel,
+            keep,
+            cb_arg,
+            spdk_sys::spdk_rs_bdev_read_again,
+            spdk_sys::spdk_bdev_read_blocks,
+        )
+    }
 }
 
 /// [`submit_now`] for a write from one buffer, as [`read_now`].
@@ -465,7 +473,15 @@ pub(super) unsafe fn read_now(channel: &ChannelInner, keep: &mut Keep, cb_arg: *
 #[inline(always)]
 pub(super) unsafe fn write_now(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
     // SAFETY: by contract; it only reads the memory, as far as it is initialised.
-    unsafe { transfer_now(channel, keep, cb_arg, spdk_sys::spdk_bdev_write_blocks) }
+    unsafe {
+        transfer_now(
+            channel,
+            keep,
+            cb_arg,
+            spdk_sys::spdk_rs_bdev_write_again,
+            spdk_sys::spdk_bdev_write_blocks,
+        )
+    }
 }
 
 type TransferFn = unsafe extern "C" fn(
@@ -478,21 +494,35 @@ type TransferFn = unsafe extern "C" fn(
     *mut c_void,
 ) -> c_int;
 
+type AgainFn = unsafe extern "C" fn(
+    *mut spdk_bdev_io,
+    *mut c_void,
+    u64,
+    u64,
+    spdk_bdev_io_completion_cb,
+    *mut c_void,
+) -> c_int;
+
 /// # Safety
-/// `transfer` is that of the I/O's kind, and the payload one buffer.
+/// `again` and `transfer` are those of the I/O's kind, and the payload one buffer.
 #[inline(always)]
 unsafe fn transfer_now(
     channel: &ChannelInner,
     keep: &mut Keep,
     cb_arg: *mut c_void,
+    again: AgainFn,
     transfer: TransferFn,
 ) -> i32 {
     // SAFETY: by contract.
     let buf = unsafe { keep.payload.buf() }.as_mut_ptr().cast();
     let descriptor = channel.descriptor();
     let (at, count) = descriptor.aligned_blocks(keep.offset, keep.len);
-    // SAFETY: as in `submit_now`.
+    let spare = channel.take_spare();
+    // SAFETY: as in `submit_now`; and the spare one was the channel's, which is open.
     unsafe {
+        if !spare.is_null() {
+            return again(spare, buf, at, count, Some(on_done), cb_arg);
+        }
         transfer(
             descriptor.raw(),
             channel.raw(),

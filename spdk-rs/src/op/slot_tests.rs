@@ -62,7 +62,7 @@ impl Bench {
     fn call_back(&self, result: Result<(), i32>) {
         let cb_arg = self.at_c.borrow_mut().remove(0);
         // SAFETY: the pointer comes from `pending`, and is called back once.
-        unsafe { complete::<(), _, Canary>(cb_arg, result, |()| (), Waiter::wake) };
+        unsafe { complete::<(), _, Canary, _>(cb_arg, result, |()| (), Waiter::wake) };
     }
 }
 
@@ -161,7 +161,7 @@ fn completed_before_submit_returned() {
         let mut op = bench.prepare();
         op.live().at().submit(|(), _, cb_arg| {
             // SAFETY: called back once.
-            unsafe { complete::<(), _, Canary>(cb_arg, Err(5), |()| (), Waiter::wake) };
+            unsafe { complete::<(), _, Canary, _>(cb_arg, Err(5), |()| (), Waiter::wake) };
             report
         });
         assert_eq!(poll(&mut op), Poll::Ready(Err(5)), "the callback's word stands");
@@ -183,7 +183,7 @@ fn slots_outlive_their_handle() {
     drop(bench);
     for cb_arg in at_c.take() {
         // SAFETY: each is called back once.
-        unsafe { complete::<(), i32, Canary>(cb_arg, Ok(()), |()| (), Waiter::wake) };
+        unsafe { complete::<(), i32, Canary, _>(cb_arg, Ok(()), |()| (), Waiter::wake) };
     }
     assert_eq!(dropped.get(), 1);
     assert_eq!(poll(&mut kept), Poll::Ready(Ok(())));

@@ -371,17 +371,17 @@ impl<C, T, K> Slot<C, T, K> {
 
 /// Ends an operation: see [`super::complete`]. Tells `ended` first, when C is not counted to
 /// have it any more; then `wake` whoever waits for it: [`Waiter::wake`], which may run the task, or
-/// [`Waiter::wake_later`].
+/// [`Waiter::wake_later`]. What `ended` yields is dropped after that.
 ///
 /// # Safety
 /// * `cb_arg` is the pointer that [`Submit::submit`] received from a [`SlotOp::submit`] with the
 ///   same `T` and `K`, and this is the one and only call for it.
 /// * It runs on the thread that started the operation.
 #[inline(always)]
-pub(crate) unsafe fn complete<C, T, K>(
+pub(crate) unsafe fn complete<C, T, K, R>(
     cb_arg: *mut c_void,
     result: Result<(), T>,
-    ended: impl FnOnce(&C),
+    ended: impl FnOnce(&C) -> R,
     wake: impl FnOnce(Waiter),
 ) {
     // SAFETY: the slot of a pending operation, by contract; it is not null.
@@ -391,7 +391,7 @@ pub(crate) unsafe fn complete<C, T, K>(
     // SAFETY: a slot that is not free keeps its pool alive.
     let pool = unsafe { slot.pool.as_ref() };
     pool.count(-1);
-    ended(&pool.context);
+    let _dropped_last = ended(&pool.context);
     if slot.state.get() == State::Awaited {
         // SAFETY: a task waits, whose reference is there; it is taken out, since the state changes.
         let task = unsafe { TaskRef::from_raw(slot.link.get()) };
