@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use common::lvol::{MIB, ensure_unchanged, infos, load_anew, scenario, store_on};
 use crc_fast::{CrcAlgorithm, Digest};
+use futures_util::future::join5;
 use spdk_rs::bdev::{self, Bdev, Mode, delay};
 use spdk_rs::buf::DmaBuf;
 use spdk_rs::lvol::{DestroyError, Lvol, LvolStore, Provisioning, stop_checksum};
@@ -306,6 +307,7 @@ fn refusals_name_the_operation() {
             vol.inflate().await.err(),
             vol.decouple_parent().await.err(),
             vol.resize(32 * MIB).await.err(),
+            vol.set_read_only().await.err(),
             vol.set_xattr("note", b"x").await.err(),
         ];
         for refusal in refusals {
@@ -330,6 +332,34 @@ fn refusals_name_the_operation() {
         // Refused for another reason, it does not.
         let refusal = vol.snapshot("snap").await.unwrap_err();
         ensure!(refusal.kind() == ErrorKind::AlreadyExists && !refusal.to_string().contains("progress"));
+        Ok(())
+    });
+}
+
+/// What is answered to be read-only does not change after that: nothing that changes it is under way.
+#[test]
+fn setting_read_only_holds_a_volume() {
+    scenario("setting_read_only_holds_a_volume", |disk| async move {
+        let (_store, vol, _snap) = volume_on(&disk).await?;
+        let size = vol.info().await?.size;
+        slow(true)?;
+        let all = join5(
+            vol.set_read_only(),
+            vol.resize(size + MIB),
+            vol.inflate(),
+            vol.snapshot("other"),
+            vol.set_read_only(),
+        );
+        let (set, grown, inflated, snapshot, again) = timeout(LIMIT, all).await?;
+        set?;
+        for refusal in [grown.err(), inflated.err(), snapshot.err(), again.err()] {
+            let refusal = refusal.context("it is held")?;
+            ensure!(refusal.kind() == ErrorKind::Busy, "{refusal}");
+        }
+        slow(false)?;
+        ensure!(vol.resize(size + MIB).await.unwrap_err().kind() == ErrorKind::PermissionDenied);
+        let info = vol.info().await?;
+        ensure!(info.read_only && info.size == size && info.clone, "{info:?}");
         Ok(())
     });
 }

@@ -63,6 +63,7 @@ impl Lvol {
     /// Makes the volume read-only, for ever: it can be cloned then.
     ///
     /// # Errors
+    /// [`Busy`](crate::ErrorKind::Busy): another operation on the volume is running;
     /// [`NotFound`](crate::ErrorKind::NotFound): the volume is gone;
     /// [`Io`](crate::ErrorKind::Io).
     #[doc(alias = "vbdev_lvol_set_read_only")]

@@ -118,6 +118,7 @@ pub fn cases() -> Vec<Case> {
                 name: "0-more".into(),
             },
         ),
+        case("set read-only", chain(), Op::ReadOnly { vol: vol() }),
     ]
 }
 

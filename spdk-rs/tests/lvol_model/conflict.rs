@@ -49,7 +49,6 @@ pub fn explains(model: &Model, events: &[Event], event: &Event, kind: ErrorKind)
         (_, ErrorKind::AlreadyExists) => any(&|other| is_named(model, other, op)),
         (_, ErrorKind::NoSpace) => is_full(model, others, op),
         (_, ErrorKind::NotFound) => destroyed(),
-        (Op::Snapshot { .. }, ErrorKind::PermissionDenied) => any(&|other| *other == Op::ReadOnly { vol }),
         // For a moment it has more clones than one.
         (Op::Destroy { .. }, ErrorKind::PermissionDenied) => any(&|other| match other {
             Op::Clone { vol: on, .. } => *on == vol,
@@ -74,6 +73,7 @@ fn locks(model: &Model, other: &Op, vol: Key) -> bool {
         | Op::Inflate { .. }
         | Op::Decouple { .. }
         | Op::Resize { .. }
+        | Op::ReadOnly { .. }
         | Op::Checksum { .. } => other.vol() == Some(vol),
         Op::Destroy { vol: on } => *on == vol || is_clone(model, vol, *on),
         _ => false,
@@ -82,11 +82,11 @@ fn locks(model: &Model, other: &Op, vol: Key) -> bool {
 
 fn is_busy(model: &Model, other: &Op, op: &Op, vol: Key) -> bool {
     match op {
-        Op::Rename { .. } | Op::ReadOnly { .. } => *other == Op::Destroy { vol },
+        Op::Rename { .. } => *other == Op::Destroy { vol },
         Op::Destroy { .. } => {
-            // A change holds the volume, an operation on a clone its lock.
-            let changes = matches!(other, Op::Rename { .. } | Op::ReadOnly { .. });
-            (changes && other.vol() == Some(vol))
+            // A rename holds the volume, an operation on a clone its lock.
+            let renames = matches!(other, Op::Rename { .. });
+            (renames && other.vol() == Some(vol))
                 || locks(model, other, vol)
                 || other
                     .vol()

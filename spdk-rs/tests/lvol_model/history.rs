@@ -235,7 +235,6 @@ fn leaves_clusters(event: &Event, events: &[Event]) -> usize {
         }
         (Op::Inflate { .. } | Op::Decouple { .. }, Outcome::Refused(kind, _)) => match kind {
             ErrorKind::NoSpace | ErrorKind::Busy => 1,
-            ErrorKind::PermissionDenied => count(|other| matches!(other, Op::ReadOnly { .. })).min(1),
             _ => 0,
         },
         _ => 0,
