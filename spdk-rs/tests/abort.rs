@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use common::bdev::{LIMIT, MIB, open, poll_once, read, register, until, write};
 use common::disk::TestDisk;
-use common::{builder, isolated, run, small_pool};
+use common::{isolated, run, run_with_small_pool};
 use spdk_rs::bdev::delay::Latency;
 use spdk_rs::bdev::{self, Channel, Descriptor, IoType, Read};
 use spdk_rs::bdev_module::Kind;
@@ -258,16 +258,10 @@ fn dropped_in_the_midst() {
     });
 }
 
-fn with_small_pool<F: Future<Output = Result<()>> + 'static>(main: F) {
-    let config = small_pool().expect("a file");
-    let runtime = builder().json_config(config.path()).build().expect("options");
-    runtime.run(main).expect("started").expect("the scenario");
-}
-
 #[test]
 fn what_waits_for_an_io_object() {
     isolated("what_waits_for_an_io_object", || {
-        with_small_pool(async {
+        run_with_small_pool(async {
             bdev::malloc::create("ram", 8192, 512)?;
             let (_descriptor, channel) = open("ram")?;
             let mut writes = Vec::new();
@@ -305,14 +299,15 @@ fn what_waits_for_an_io_object() {
             }
             assert_eq!(read(&channel, BLOCK, 149 * BLOCK as u64).await?, [1; BLOCK]);
             anyhow::Ok(())
-        });
+        })
+        .expect("the scenario");
     });
 }
 
 #[test]
 fn an_abort_without_memory_tries_again() {
     isolated("an_abort_without_memory_tries_again", || {
-        with_small_pool(async {
+        run_with_small_pool(async {
             bdev::null::create("null", 8192, 512)?;
             let brief = Duration::from_millis(500);
             let latency = Latency {
@@ -355,7 +350,8 @@ fn an_abort_without_memory_tries_again() {
             }
             write(&channel, &[0; BLOCK], 0).await?;
             anyhow::Ok(())
-        });
+        })
+        .expect("the scenario");
     });
 }
 

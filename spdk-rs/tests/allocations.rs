@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
 use anyhow::{Result, ensure};
-use common::{builder, isolated, run, small_pool};
+use common::{isolated, run, run_with_small_pool};
 use spdk_rs::bdev::{self, Bdev, Channel, Mode};
 use spdk_rs::buf::{DmaBuf, DmaBufList, DmaPool};
 use spdk_rs::reactor::yield_now;
@@ -225,8 +225,6 @@ fn none_with_dropped_futures() {
 #[test]
 fn none_when_short_of_io_objects() {
     isolated("none_when_short_of_io_objects", || {
-        let config = small_pool().expect("a file");
-        let runtime = builder().json_config(config.path()).build().expect("options");
         let main = async {
             // One layer: with two, SPDK can run out of objects for good.
             let channel = null()?;
@@ -235,6 +233,6 @@ fn none_when_short_of_io_objects() {
             assert_eq!(allocations(128, io).await?, 0);
             anyhow::Ok(())
         };
-        runtime.run(main).expect("starts").expect("I/O");
+        run_with_small_pool(main).expect("I/O");
     });
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use common::bdev::poll_once;
-use common::{builder, isolated, run, small_pool};
+use common::{isolated, run, run_with_small_pool};
 use spdk_rs::bdev::delay::Latency;
 use spdk_rs::bdev::{self, Bdev, Channel, Descriptor, Mode};
 use spdk_rs::buf::{BufResult, DmaBuf};
@@ -202,9 +202,7 @@ fn stopped_with_io_in_flight() {
 #[test]
 fn short_of_io_objects_everything_waits_and_ends() {
     isolated("short_of_io_objects_everything_waits_and_ends", || {
-        let config = small_pool().expect("a file");
-        let runtime = builder().json_config(config.path()).build().expect("options");
-        let ended = runtime.run(async {
+        let ended = run_with_small_pool(async {
             let (_descriptor, channel) = disk()?;
             let mut writes = Vec::new();
             for n in 0..500_u64 {
@@ -223,16 +221,14 @@ fn short_of_io_objects_everything_waits_and_ends() {
             }
             anyhow::Ok(())
         });
-        ended.expect("started").expect("the scenario");
+        ended.expect("the scenario");
     });
 }
 
 #[test]
 fn dropped_while_waiting_for_an_io_object() {
     isolated("dropped_while_waiting_for_an_io_object", || {
-        let config = small_pool().expect("a file");
-        let runtime = builder().json_config(config.path()).build().expect("options");
-        let ended = runtime.run(async {
+        let ended = run_with_small_pool(async {
             let (_descriptor, channel) = disk()?;
             let mut writes = Vec::new();
             let mut places = Vec::new();
@@ -264,7 +260,7 @@ fn dropped_while_waiting_for_an_io_object() {
             assert_eq!(buf.as_slice(), [1; BLOCK]);
             anyhow::Ok(())
         });
-        ended.expect("started").expect("the scenario");
+        ended.expect("the scenario");
     });
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::bdev::{LIMIT, MIB, open, poll_once, register, until, write};
 use common::disk::{Fate, TestDisk, lock};
-use common::{builder, isolated, run, small_pool};
+use common::{isolated, run, run_with_small_pool};
 use spdk_rs::bdev_module::{self, BlockDevice, Io, Kind, Properties, Status};
 use spdk_rs::buf::DmaBuf;
 use spdk_rs::reactor::{sleep, timeout, yield_now};
@@ -133,9 +133,7 @@ fn reset_again_and_again() {
 #[test]
 fn ended_in_the_turn_of_another() {
     isolated("ended_in_the_turn_of_another", || {
-        let config = small_pool().expect("a file");
-        let runtime = builder().json_config(config.path()).build().expect("options");
-        let ended = runtime.run(async {
+        let ended = run_with_small_pool(async {
             let disk = TestDisk::new(MIB);
             let registered = register(&disk, "rust0").await?;
             let (_descriptor, channel) = open("rust0")?;
@@ -159,7 +157,7 @@ fn ended_in_the_turn_of_another() {
             timeout(LIMIT, registered.unregister()).await??;
             anyhow::Ok(())
         });
-        ended.expect("started").expect("the scenario");
+        ended.expect("the scenario");
     });
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use common::bdev::{LIMIT, MIB, open, pattern, poll_once, read, register, until, write};
 use common::disk::{Fate, TestDisk};
-use common::{builder, isolated, run, small_pool};
+use common::{isolated, run, run_with_small_pool};
 use spdk_rs::bdev::{self, Bdev, Channel, Descriptor, IoType, Mode, Zcopy, delay::Latency};
 use spdk_rs::bdev_module::{Kind, Registered, Status};
 use spdk_rs::reactor::{Thread, sleep, timeout};
@@ -384,9 +384,7 @@ fn on_the_wrong_spdk_thread() {
 #[test]
 fn short_of_io_objects() {
     isolated("short_of_io_objects", || {
-        let config = small_pool().expect("a file");
-        let runtime = builder().json_config(config.path()).build().expect("options");
-        let ended = runtime.run(async {
+        let ended = run_with_small_pool(async {
             let (_descriptor, channel) = ram()?;
             let mut held = Vec::new();
             for n in 0..64 {
@@ -414,6 +412,6 @@ fn short_of_io_objects() {
             assert_eq!(read(&channel, BLOCK, 66 * BLOCK as u64).await?, [4; BLOCK]);
             anyhow::Ok(())
         });
-        ended.expect("started").expect("the scenario");
+        ended.expect("the scenario");
     });
 }

@@ -172,13 +172,20 @@ where
     runtime.run(main).expect("SPDK starts and stops")
 }
 
-/// 64 I/O objects for all, 16 in each thread's cache. (The tests use a RAM disk alone: with a
+/// As [`run`], with 64 I/O objects for all, 16 in each thread's cache. (The tests use a RAM disk alone: with a
 /// device upon another, the upper one's I/O can take all objects, and the lower one's waits for
 /// ever. That is SPDK's own limit.)
-pub fn small_pool() -> std::io::Result<tempfile::NamedTempFile> {
-    let file = tempfile::NamedTempFile::new()?;
+#[track_caller]
+pub fn run_with_small_pool<F>(main: F) -> F::Output
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
     let config = r#"{"subsystems": [{"subsystem": "bdev", "config": [
         {"method": "bdev_set_options", "params": {"bdev_io_pool_size": 64, "bdev_io_cache_size": 16}}]}]}"#;
-    std::fs::write(file.path(), config)?;
-    Ok(file)
+    let runtime = builder()
+        .json_config_text(config)
+        .build()
+        .expect("options that are fine");
+    runtime.run(main).expect("SPDK starts and stops")
 }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use blocks::{BLOCK, Blocks};
 use common::random::{Random, seed};
-use common::{builder, isolated, small_pool};
+use common::{builder, isolated, run_with_small_pool};
 use spdk_rs::bdev::delay::Latency;
 use spdk_rs::bdev::{Bdev, Channel, IoType, Mode, delay, error, malloc};
 use spdk_rs::buf::{DmaBuf, DmaBufList, DmaPool};
@@ -403,11 +403,6 @@ fn against_a_model() {
 #[test]
 fn against_a_model_short_of_io_objects() {
     isolated("against_a_model_short_of_io_objects", || {
-        let config = small_pool().expect("a file");
-        let runtime = builder().json_config(config.path()).build().expect("options");
-        runtime
-            .run(run(true))
-            .expect("SPDK runs")
-            .expect("as the model says");
+        run_with_small_pool(run(true)).expect("as the model says");
     });
 }
