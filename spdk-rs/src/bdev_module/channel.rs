@@ -20,6 +20,7 @@ use spdk_sys::{
 use super::BlockDevice;
 use super::disk::Disk;
 use super::io::{self, Ending, INVALID_OPCODE, Io, Ready};
+use super::later::{self, Later};
 use crate::bdev::kind::{Kind, Kinds};
 use crate::executor::{Bell, user_code_within_c};
 use crate::reactor::{self, Adoption};
@@ -35,9 +36,8 @@ pub(super) struct Header {
     door: Cell<Door>,
     /// I/O that the device has.
     in_flight: Cell<usize>,
-    /// What the poller is to do, and the same with nothing in it, for its memory.
-    later: UnsafeCell<Vec<Later>>,
-    spare: Cell<Vec<Later>>,
+    /// What the poller is to do.
+    later: Later,
     poller: Cell<*mut spdk_poller>,
     /// Gives the device an I/O: [`State::give`], without its type.
     give: unsafe fn(NonNull<Header>, NonNull<spdk_bdev_io>),
@@ -52,19 +52,6 @@ enum Door {
     /// Its code has panicked: it is given no more.
     Shut,
 }
-
-impl Header {
-    /// # Safety
-    /// On the channel's thread. Whoever puts an I/O here has it, and lets go of it.
-    #[inline]
-    unsafe fn do_later(&self, what: Later) {
-        // SAFETY: the list is for one thread (contract), and nobody keeps a reference to it.
-        unsafe { (*self.later.get()).push(what) };
-    }
-}
-
-/// An I/O that is to be ended when the device has returned; or, without an ending, to be given.
-type Later = (NonNull<spdk_bdev_io>, Ending);
 
 thread_local! {
     /// The channel whose device's code is on top of the stack. (Its `door` tells of those beneath.)
@@ -82,9 +69,6 @@ pub(super) struct State<D: BlockDevice> {
     /// Goes last: what the channel holds may need it.
     _adoption: Adoption,
 }
-
-/// What a message about an I/O needs is kept in the I/O.
-const _: () = assert!(size_of::<Ending>() <= spdk_sys::SHIM_BDEV_IO_CTX_SIZE as usize);
 
 /// What SPDK is to allocate with each channel.
 pub(super) const CONTEXT_SIZE: u32 = size_of::<*mut c_void>() as u32;
@@ -114,9 +98,9 @@ impl<D: BlockDevice> State<D> {
     /// Calls code of the device.
     ///
     /// # Safety
-    /// On the channel's thread; the state is alive, and the channel is not busy.
+    /// On the channel's thread; the state is alive, and its door is `door`, so the channel not busy.
     #[inline(always)] // it is called in two places, one of which must be quick
-    unsafe fn enter(this: NonNull<Self>, body: impl FnOnce(&D, &mut D::Channel)) {
+    unsafe fn enter(this: NonNull<Self>, door: Door, body: impl FnOnce(&D, &mut D::Channel)) {
         /// Also on a panic, and before anything else gets to run.
         struct Leave<'a>(&'a Header, Door, *const Header);
         impl Drop for Leave<'_> {
@@ -129,7 +113,8 @@ impl<D: BlockDevice> State<D> {
         // SAFETY: the state is alive (contract), and this is its thread.
         let header = unsafe { &(*this.as_ptr()).header };
         let entered = || {
-            let _leave = Leave(header, header.door.replace(Door::Busy), ON_TOP.replace(header));
+            header.door.set(Door::Busy);
+            let _leave = Leave(header, door, ON_TOP.replace(header));
             // SAFETY: the disk outlives its channels. Nobody else has a reference to the channel:
             // one is made here alone, while the channel is busy, and not twice.
             let (device, channel) = unsafe {
@@ -159,7 +144,7 @@ impl<D: BlockDevice> State<D> {
             let header = &(*this.as_ptr()).header;
             let door = header.door.get();
             if door == Door::Busy {
-                header.do_later((raw, Ending::NONE));
+                header.later.push(raw, Ending::NONE);
                 return;
             }
             header.in_flight.set(header.in_flight.get() + 1);
@@ -168,7 +153,9 @@ impl<D: BlockDevice> State<D> {
                 drop(io); // which fails it
                 return;
             }
-            Self::enter(this, move |device, channel| device.submit(channel, io));
+            Self::enter(this, Door::Open, move |device, channel| {
+                device.submit(channel, io)
+            });
         }
     }
 
@@ -189,18 +176,17 @@ unsafe extern "C" fn poll(header: *mut c_void) -> c_int {
     unsafe {
         let header = NonNull::new_unchecked(header.cast::<Header>());
         let this = header.as_ref();
-        if (*this.later.get()).is_empty() {
+        // What comes while these are done is for the next turn.
+        let mut batch = this.later.take();
+        if batch.is_empty() {
             return IDLE;
         }
-        // What comes while these are done is for the next turn.
-        let mut batch = std::mem::replace(&mut *this.later.get(), this.spare.take());
-        for (raw, ending) in batch.drain(..) {
+        while let Some((raw, ending)) = batch.pop() {
             match ending {
                 Ending::NONE => (this.give)(header, raw),
                 ending => finish(raw, header, ending),
             }
         }
-        this.spare.set(batch);
         BUSY
     }
 }
@@ -239,8 +225,7 @@ unsafe fn make<D: BlockDevice>(disk: NonNull<Disk<D>>) -> Result<*mut State<D>> 
             bell: reactor::bell(),
             door: Cell::new(Door::Open),
             in_flight: Cell::new(0),
-            later: UnsafeCell::default(),
-            spare: Cell::default(),
+            later: Later::default(),
             poller: Cell::new(std::ptr::null_mut()),
             give: State::<D>::give,
         },
@@ -321,7 +306,8 @@ pub(super) unsafe extern "C" fn drain<D: BlockDevice>(iter: *mut spdk_io_channel
     // device's code; the iteration goes on once.
     unsafe {
         let state = State::<D>::of(spdk_sys::spdk_io_channel_iter_get_channel(iter));
-        State::enter(state, |device, channel| device.drain(channel));
+        let door = (*state.as_ptr()).header.door.get();
+        State::enter(state, door, |device, channel| device.drain(channel));
         spdk_sys::spdk_for_each_channel_continue(iter, 0);
     }
 }
@@ -349,7 +335,7 @@ pub(super) unsafe fn end(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, en
         if ending == Ending::NO_MEMORY {
             finish(raw, header, ending); // of which nobody hears
         } else {
-            (*channel).do_later((raw, ending));
+            (*channel).later.push(raw, ending);
         }
     }
 }
@@ -358,10 +344,9 @@ pub(super) unsafe fn end(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, en
 /// As [`end`], on another thread than the channel's.
 #[cold]
 unsafe fn end_there(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, ending: Ending) {
-    // SAFETY: as in `end`. The module's context in an I/O has room for an ending (asserted above);
-    // nothing else uses it. A message may be sent from any thread, also one that is not SPDK's.
+    // SAFETY: as in `end`. A message may be sent from any thread, also one that is not SPDK's.
     unsafe {
-        driver_context(raw).cast::<Ending>().write_unaligned(ending);
+        later::keep(raw, ending);
         let (thread, bell) = ((*header.as_ptr()).thread, (*header.as_ptr()).bell.clone());
         while spdk_sys::spdk_thread_send_msg(thread, Some(on_end), raw.as_ptr().cast()) != 0 {
             std::thread::yield_now(); // until the thread has used some messages up
@@ -379,7 +364,7 @@ unsafe extern "C" fn on_end(bdev_io: *mut c_void) {
     // the header.
     unsafe {
         let raw = NonNull::new_unchecked(bdev_io.cast());
-        let ending = driver_context(raw).cast::<Ending>().read_unaligned();
+        let ending = later::kept(raw);
         let channel = spdk_sys::spdk_bdev_io_get_io_channel(raw.as_ptr());
         end(raw, NonNull::new_unchecked((*context(channel)).cast()), ending);
     }
@@ -421,19 +406,8 @@ unsafe fn put_off(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, others: u
         if others > resets {
             complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_NOMEM);
         } else {
-            (*header.as_ptr()).do_later((raw, Ending::NONE));
+            (*header.as_ptr()).later.push(raw, Ending::NONE);
         }
-    }
-}
-
-/// # Safety
-/// The I/O is the device's.
-unsafe fn driver_context(raw: NonNull<spdk_bdev_io>) -> *mut u8 {
-    // SAFETY: the module's context begins where the struct's last member stands. Its address is
-    // computed from that of the whole allocation.
-    unsafe {
-        let offset = std::mem::offset_of!(spdk_bdev_io, driver_ctx);
-        raw.as_ptr().cast::<u8>().add(offset)
     }
 }
 

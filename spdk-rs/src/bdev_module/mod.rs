@@ -72,6 +72,7 @@ mod async_device;
 mod channel;
 mod disk;
 mod io;
+mod later;
 mod metadata;
 mod properties;
 mod registered;
