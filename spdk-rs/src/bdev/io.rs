@@ -4,15 +4,13 @@
 //! in SPDK's queue of those that wait for memory; and, as what all I/O of a channel shares, the
 //! channel, and through it the descriptor.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use spdk_sys::{
-    spdk_bdev_desc, spdk_bdev_io, spdk_bdev_io_completion_cb, spdk_bdev_io_wait_entry, spdk_io_channel,
-};
+use spdk_sys::{spdk_bdev_desc, spdk_bdev_io, spdk_bdev_io_completion_cb, spdk_bdev_io_wait_entry};
 
 use super::channel::ChannelInner;
 use super::done::{end_within_c, on_done, on_done_within_c};
@@ -78,8 +76,8 @@ type IoAt<'a> = At<'a, Rc<ChannelInner>, Failure, Keep>;
 pub(super) struct Keep {
     pub(super) payload: Payload,
     /// In bytes; checked before it is submitted, as the length.
-    offset: u64,
-    len: u64,
+    pub(super) offset: u64,
+    pub(super) len: u64,
     /// Filled when the I/O waits for memory.
     wait: MaybeUninit<Wait>,
 }
@@ -445,93 +443,6 @@ unsafe fn separate_metadata(descriptor: *mut spdk_bdev_desc, blocks: u64) -> Opt
         let bdev = spdk_sys::spdk_bdev_desc_get_bdev(descriptor);
         let size = u64::from(spdk_sys::spdk_bdev_get_md_size(bdev));
         spdk_sys::spdk_bdev_is_md_separate(bdev).then(|| blocks.saturating_mul(size))
-    }
-}
-
-/// [`submit_now`] for a read into one buffer, where the short way has found nothing wrong.
-///
-/// # Safety
-/// The payload is one buffer.
-#[inline(always)]
-pub(super) unsafe fn read_now(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
-    // SAFETY: by contract; it reads into the memory as far as it is long.
-    unsafe {
-        transfer_now(
-            channel,
-            keep,
-            cb_arg,
-            spdk_sys::spdk_rs_bdev_read_again,
-            spdk_sys::spdk_bdev_read_blocks,
-        )
-    }
-}
-
-/// [`submit_now`] for a write from one buffer, as [`read_now`].
-///
-/// # Safety
-/// The payload is one buffer.
-#[inline(always)]
-pub(super) unsafe fn write_now(channel: &ChannelInner, keep: &mut Keep, cb_arg: *mut c_void) -> i32 {
-    // SAFETY: by contract; it only reads the memory, as far as it is initialised.
-    unsafe {
-        transfer_now(
-            channel,
-            keep,
-            cb_arg,
-            spdk_sys::spdk_rs_bdev_write_again,
-            spdk_sys::spdk_bdev_write_blocks,
-        )
-    }
-}
-
-type TransferFn = unsafe extern "C" fn(
-    *mut spdk_bdev_desc,
-    *mut spdk_io_channel,
-    *mut c_void,
-    u64,
-    u64,
-    spdk_bdev_io_completion_cb,
-    *mut c_void,
-) -> c_int;
-
-type AgainFn = unsafe extern "C" fn(
-    *mut spdk_bdev_io,
-    *mut c_void,
-    u64,
-    u64,
-    spdk_bdev_io_completion_cb,
-    *mut c_void,
-) -> c_int;
-
-/// # Safety
-/// `again` and `transfer` are those of the I/O's kind, and the payload one buffer.
-#[inline(always)]
-unsafe fn transfer_now(
-    channel: &ChannelInner,
-    keep: &mut Keep,
-    cb_arg: *mut c_void,
-    again: AgainFn,
-    transfer: TransferFn,
-) -> i32 {
-    // SAFETY: by contract.
-    let buf = unsafe { keep.payload.buf() }.as_mut_ptr().cast();
-    let descriptor = channel.descriptor();
-    let (at, count) = descriptor.aligned_blocks(keep.offset, keep.len);
-    let spare = channel.take_spare();
-    // SAFETY: as in `submit_now`; and the spare one was the channel's, which is open.
-    unsafe {
-        if !spare.is_null() {
-            return again(spare, buf, at, count, Some(on_done), cb_arg);
-        }
-        transfer(
-            descriptor.raw(),
-            channel.raw(),
-            buf,
-            at,
-            count,
-            Some(on_done),
-            cb_arg,
-        )
     }
 }
 

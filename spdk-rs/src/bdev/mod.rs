@@ -56,6 +56,7 @@ pub mod malloc;
 mod metadata;
 pub mod null;
 mod nvme_command;
+mod one_buffer;
 pub mod passthru;
 mod properties;
 #[cfg(feature = "raid")]

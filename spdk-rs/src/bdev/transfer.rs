@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use super::io::{self, IoOp, IoSlots, Payload};
 use super::kind::IoType;
+use super::one_buffer;
 use crate::buf::{BufResult, DmaBuf, DmaBufList};
 
 /// Memory that an I/O can be given: one [`DmaBuf`], a [`DmaBufList`], or one for data and one for
@@ -156,7 +157,7 @@ impl<B: IoBuf> Future for Read<B> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let submit = |channel: &_, kind, keep: &mut _, cb_arg| match B::ONE_BUFFER {
             // SAFETY: `new` made the payload of a B.
-            true => unsafe { io::read_now(channel, keep, cb_arg) },
+            true => unsafe { one_buffer::read(channel, keep, cb_arg) },
             false => io::submit_now(channel, kind, keep, cb_arg),
         };
         io::poll(&mut self.op, cx, IoType::Read, submit, |result, payload| {
@@ -178,7 +179,7 @@ impl<B: IoBuf> Future for Write<B> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let submit = |channel: &_, kind, keep: &mut _, cb_arg| match B::ONE_BUFFER {
             // SAFETY: `new` made the payload of a B.
-            true => unsafe { io::write_now(channel, keep, cb_arg) },
+            true => unsafe { one_buffer::write(channel, keep, cb_arg) },
             false => io::submit_now(channel, kind, keep, cb_arg),
         };
         io::poll(&mut self.op, cx, IoType::Write, submit, |result, payload| {
