@@ -8,9 +8,6 @@
 #define SPDK_SYS_SHIM_BDEV_MODULE_H
 
 enum {
-	/** What the module has of its own in each spdk_bdev_io (driver_ctx), in bytes. */
-	SHIM_BDEV_IO_CTX_SIZE = 16,
-
 	/** Where a channel's context begins, in bytes from the channel: what
 	 * spdk_io_channel_get_ctx() adds, for callers that can not have it inlined. */
 #ifdef SPDK_IO_CHANNEL_STRUCT_SIZE

@@ -142,17 +142,13 @@ impl<D: BlockDevice> State<D> {
         // SAFETY: as the contract says. The header is the first member of the state.
         unsafe {
             let header = &(*this.as_ptr()).header;
-            let door = header.door.get();
-            if door == Door::Busy {
-                header.later.push(raw, Ending::NONE);
-                return;
+            match header.door.get() {
+                Door::Open => {}
+                Door::Busy => return header.later.push(raw, Ending::NONE),
+                Door::Shut => return complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_FAILED),
             }
             header.in_flight.set(header.in_flight.get() + 1);
             let io = Io::new(raw, this.cast());
-            if door == Door::Shut {
-                drop(io); // which fails it
-                return;
-            }
             Self::enter(this, Door::Open, move |device, channel| {
                 device.submit(channel, io)
             });
@@ -378,11 +374,13 @@ unsafe fn finish(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, ending: En
     // the header is not used after that.
     unsafe {
         let in_flight = &(*header.as_ptr()).in_flight;
-        let others = in_flight.get() - 1;
-        in_flight.set(others);
+        in_flight.set(in_flight.get() - 1);
+        if ending == Ending::SUCCESS {
+            return complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_SUCCESS);
+        }
         match ending.status() {
             spdk_sys::SPDK_BDEV_IO_STATUS_NVME_ERROR => complete_nvme(raw, ending.nvme()),
-            spdk_sys::SPDK_BDEV_IO_STATUS_NOMEM => put_off(raw, header, others),
+            spdk_sys::SPDK_BDEV_IO_STATUS_NOMEM => put_off(raw, header),
             status => complete(raw, status),
         }
     }
@@ -391,7 +389,7 @@ unsafe fn finish(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, ending: En
 /// # Safety
 /// As [`finish`].
 #[cold]
-unsafe fn put_off(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, others: usize) {
+unsafe fn put_off(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>) {
     // SAFETY: as in `finish`; the bdev stays as long as there is I/O. Another thread may begin or
     // end a reset of its own meanwhile.
     unsafe {
@@ -403,6 +401,7 @@ unsafe fn put_off(raw: NonNull<spdk_bdev_io>, header: NonNull<Header>, others: u
         // one reset at a time; it is this channel's or another's.
         let reset = &raw mut (*(*raw.as_ptr()).bdev).internal.reset_in_progress;
         let resets = usize::from(!AtomicPtr::from_ptr(reset).load(Ordering::Relaxed).is_null());
+        let others = (*header.as_ptr()).in_flight.get();
         if others > resets {
             complete(raw, spdk_sys::SPDK_BDEV_IO_STATUS_NOMEM);
         } else {

@@ -52,6 +52,7 @@ const fn generic(code: u8) -> NvmeStatus {
 pub(super) struct Ending(u64);
 
 impl Ending {
+    pub(super) const SUCCESS: Self = Self::of(spdk_sys::SPDK_BDEV_IO_STATUS_SUCCESS);
     pub(super) const FAILED: Self = Self::of(spdk_sys::SPDK_BDEV_IO_STATUS_FAILED);
     pub(super) const NO_MEMORY: Self = Self::of(spdk_sys::SPDK_BDEV_IO_STATUS_NOMEM);
     /// No ending at all: what SPDK says while an I/O goes on.
@@ -81,7 +82,7 @@ impl From<Status> for Ending {
     #[inline]
     fn from(status: Status) -> Self {
         match status {
-            Status::Success => Self::of(spdk_sys::SPDK_BDEV_IO_STATUS_SUCCESS),
+            Status::Success => Self::SUCCESS,
             Status::Failed => Self::FAILED,
             Status::Aborted => Self::of(spdk_sys::SPDK_BDEV_IO_STATUS_ABORTED),
             Status::NoMemory => Self::NO_MEMORY,

@@ -1,5 +1,5 @@
 //! What a channel's poller is to do: I/O in a list that allocates nothing, since each I/O has room
-//! for a link in the context that SPDK gives a module with it.
+//! for a link that a module may use for a list of its own.
 
 use std::cell::Cell;
 use std::ptr::{self, NonNull};
@@ -8,7 +8,8 @@ use spdk_sys::spdk_bdev_io;
 
 use super::io::Ending;
 
-/// A module's context in an I/O.
+/// What is kept in an I/O, where SPDK's own modules have its place in a `TAILQ` of theirs. (It lies
+/// beside what SPDK itself looks at, which a module's context, behind the struct, does not.)
 #[repr(C)]
 struct Link {
     /// How it is to end; [`Ending::NONE`] if it is to be given to the device instead.
@@ -17,17 +18,16 @@ struct Link {
     next: *mut spdk_bdev_io,
 }
 
-const CONTEXT: usize = std::mem::offset_of!(spdk_bdev_io, driver_ctx);
-const _: () = assert!(size_of::<Link>() <= spdk_sys::SHIM_BDEV_IO_CTX_SIZE as usize);
-const _: () = assert!(CONTEXT % align_of::<Link>() == 0 && align_of::<spdk_bdev_io>() >= align_of::<Link>());
+const PLACE: usize = std::mem::offset_of!(spdk_bdev_io, module_link);
+const _: () = assert!(PLACE + size_of::<Link>() <= std::mem::offset_of!(spdk_bdev_io, internal));
+const _: () = assert!(PLACE % align_of::<Link>() == 0 && align_of::<spdk_bdev_io>() >= align_of::<Link>());
 
 /// # Safety
 /// The I/O is a device's of this module.
 #[inline]
 unsafe fn link(raw: NonNull<spdk_bdev_io>) -> *mut Link {
-    // SAFETY: the context begins where the struct's last member stands (its address is computed
-    // from that of the whole allocation), and is aligned and large enough (asserted above).
-    unsafe { raw.as_ptr().byte_add(CONTEXT).cast() }
+    // SAFETY: within the I/O, aligned and with room up to the next member (asserted above).
+    unsafe { raw.as_ptr().byte_add(PLACE).cast() }
 }
 
 /// Keeps an ending in the I/O.
@@ -71,8 +71,8 @@ impl Later {
     #[inline]
     pub(super) unsafe fn push(&self, raw: NonNull<spdk_bdev_io>, ending: Ending) {
         let new = raw.as_ptr();
-        // SAFETY: nobody else uses the context of an I/O of which one has let go (contract), so the
-        // last one of the list has one, too.
+        // SAFETY: nobody else uses the link of an I/O of which one has let go (contract), nor that of
+        // the list's last one.
         unsafe {
             let next = ptr::null_mut();
             link(raw).write(Link { ending, next });
@@ -106,7 +106,7 @@ impl Batch {
     #[inline]
     pub(super) fn pop(&mut self) -> Option<(NonNull<spdk_bdev_io>, Ending)> {
         let raw = NonNull::new(self.0)?;
-        // SAFETY: it has been in a list, whose contract keeps it and its context as they were.
+        // SAFETY: it has been in a list, whose contract keeps it and its link as they were.
         let link = unsafe { link(raw).read() };
         self.0 = link.next;
         Some((raw, link.ending))
@@ -117,17 +117,12 @@ impl Batch {
 mod tests {
     use super::*;
 
-    /// As SPDK allocates it: the context goes on behind the struct.
-    #[repr(C)]
-    struct Allocated(spdk_bdev_io, [u64; 2]);
-
     #[test]
     fn first_in_first_out() {
         // SAFETY: plain C structs, for which zero is valid.
-        let mut three: [Box<Allocated>; 3] = std::array::from_fn(|_| Box::new(unsafe { std::mem::zeroed() }));
-        let three = three
-            .each_mut()
-            .map(|io| NonNull::from(&mut **io).cast::<spdk_bdev_io>());
+        let mut three: [Box<spdk_bdev_io>; 3] =
+            std::array::from_fn(|_| Box::new(unsafe { std::mem::zeroed() }));
+        let three = three.each_mut().map(|io| NonNull::from(&mut **io));
         let list = Later::default();
         assert!(list.take().is_empty());
         // SAFETY: they are ours alone, and in no list.
