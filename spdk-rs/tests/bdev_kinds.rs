@@ -368,6 +368,9 @@ mod by_uring {
                     kind(uring::create("ring", file.path(), 512)),
                     Some(ErrorKind::AlreadyExists)
                 );
+                let twice = uring::create("again", file.path(), 512).unwrap_err();
+                assert_eq!(twice.kind(), ErrorKind::Busy);
+                assert!(twice.to_string().contains("of this process already"), "{twice}");
                 assert_eq!(
                     kind(uring::create("r", "/no/such/file", 512)),
                     Some(ErrorKind::NotFound)

@@ -3,7 +3,7 @@
 //! A flush makes the file's data lasting, as `fdatasync` does, while the reactor goes on (from
 //! Linux 4.18 on; before, it fails).
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{Metadata, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -19,6 +19,8 @@ use crate::{Error, ErrorKind, Result};
 /// # Errors
 /// [`ErrorKind::AlreadyExists`] if the name is taken; [`ErrorKind::NotFound`] or
 /// [`ErrorKind::PermissionDenied`] if the file cannot be opened for reading and writing;
+/// [`ErrorKind::Busy`] if it is a block device already, here or in another process that uses the
+/// patched SPDK;
 /// [`ErrorKind::InvalidArgument`] for a bad block size or a file without a block;
 /// [`ErrorKind::WrongThread`] if not called on the app thread.
 #[doc(alias = "create_aio_bdev")]
@@ -29,9 +31,24 @@ pub fn create(name: &str, path: impl AsRef<Path>, block_size: u32) -> Result<Bde
     let (c_path, _) = check_file(WHAT, name, path, block_size)?;
     // SAFETY: on the app thread (new_name); both texts are copied.
     let rc = unsafe { spdk_sys::create_aio_bdev(named.as_ptr(), c_path.as_ptr(), block_size) };
-    Error::check(WHAT, name, rc)
-        .map_err(|error| error.with_detail(format!("{}, blocks of {block_size}", path.display())))?;
+    Error::check(WHAT, name, rc).map_err(|error| why_not(error, &c_path, block_size))?;
     Bdev::find(name)
+}
+
+/// Why a file did not become a block device, for which C's error alone says too little.
+pub(super) fn why_not(error: Error, path: &CStr, block_size: u32) -> Error {
+    let mut why = vec![0_u8; libc::PATH_MAX as usize + 128];
+    // SAFETY: the name ends with a zero, and C writes a text that ends with one into the memory, as
+    // far as that goes.
+    let locked =
+        unsafe { spdk_sys::spdk_rs_file_is_locked(path.as_ptr(), why.as_mut_ptr().cast(), why.len()) };
+    if locked {
+        let why = CStr::from_bytes_until_nul(&why)
+            .unwrap_or_default()
+            .to_string_lossy();
+        return Error::from_errno(error.operation().to_owned(), error.device(), libc::EBUSY).with_detail(why);
+    }
+    error.with_detail(format!("{}, blocks of {block_size}", path.to_string_lossy()))
 }
 
 /// The path of a file that is to become a block device, for C, and what it is. SPDK's own errno is

@@ -10,7 +10,7 @@
 use std::fs::Metadata;
 use std::path::Path;
 
-use super::aio::check_file;
+use super::aio::{check_file, why_not};
 use super::{Bdev, new_name};
 use crate::{Error, ErrorKind, Result};
 
@@ -22,6 +22,8 @@ use crate::{Error, ErrorKind, Result};
 /// # Errors
 /// [`ErrorKind::AlreadyExists`] if the name is taken; [`ErrorKind::NotFound`] or
 /// [`ErrorKind::PermissionDenied`] if the file cannot be opened for reading and writing;
+/// [`ErrorKind::Busy`] if it is a block device already, here or in another process that uses the
+/// patched SPDK;
 /// [`ErrorKind::InvalidArgument`] for a bad block size or a file that is not of whole blocks;
 /// [`ErrorKind::Unsupported`] where the kernel has no io_uring, or does not let this process use
 /// it; [`ErrorKind::WrongThread`] if not called on the app thread.
@@ -36,8 +38,7 @@ pub fn create(name: &str, path: impl AsRef<Path>, block_size: u32) -> Result<Bde
     // SAFETY: on the app thread (new_name); both texts are copied.
     let bdev = unsafe { spdk_sys::create_uring_bdev(named.as_ptr(), c_path.as_ptr(), block_size) };
     // What is left is said in the log alone, mostly a block size that the device cannot have.
-    Error::check_ptr(WHAT, name, bdev, libc::EINVAL)
-        .map_err(|error| error.with_detail(format!("{}, blocks of {block_size}", path.display())))?;
+    Error::check_ptr(WHAT, name, bdev, libc::EINVAL).map_err(|error| why_not(error, &c_path, block_size))?;
     Bdev::find(name)
 }
 
