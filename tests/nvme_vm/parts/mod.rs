@@ -37,6 +37,7 @@ const PARTS: &[Part] = &[
     pcie::PART,
     cut::THROUGH,
     cut::VOLATILE,
+    cut::prefixes::PART,
     removal::PART,
     bind::PART,
     linux::PART,

@@ -6,6 +6,7 @@
 mod files;
 mod initramfs;
 mod link;
+mod log_writes;
 mod machine;
 mod python;
 mod qmp;
@@ -13,6 +14,7 @@ mod qmp;
 pub use files::Files;
 pub use initramfs::Initramfs;
 pub use link::{Heard, Link};
+pub use log_writes::LogWrites;
 pub use machine::{Drive, Machine, Vm};
 pub use python::Python;
 pub use qmp::Qmp;

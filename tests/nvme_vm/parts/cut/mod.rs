@@ -3,6 +3,7 @@
 //! What is done, and how it is known what there should be, is that of `spdk-rs/tests/crash`, which kills processes. Here
 //! the machine goes, with what its disk had not written yet.
 
+pub mod prefixes;
 mod work;
 
 // Their own modules, as they are there.
@@ -217,8 +218,13 @@ impl Disk {
 }
 
 fn in_guest(link: &Link, params: &Value) -> Result<()> {
+    run_with_address(link, "cut-work", params)
+}
+
+/// Runs a program of the guest, and tells it where the controller is.
+fn run_with_address(link: &Link, program: &str, params: &Value) -> Result<()> {
     let addresses = guest::bind()?;
     let mut params = params.clone();
     params["address"] = json!(addresses[0]);
-    guest::run_program(link, "cut-work", &params)
+    guest::run_program(link, program, &params)
 }
