@@ -112,11 +112,6 @@ fn each_fails(name: &str, what: What) {
             continue;
         }
         found += 1;
-        if matches!(what, What::IoAndPower) && operation == "destroy a store" {
-            // After its last flush has failed, the store is kept and its super block is gone.
-            println!("fault: {operation}: SKIPPED with a power cut: see patches/README.md");
-            continue;
-        }
         let result = listen(name, at, place.path());
         let result = result.unwrap_or_else(|error| panic!("{operation}: {error:#}"));
         for (step, how) in &result.wrong {

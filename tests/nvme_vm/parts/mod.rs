@@ -38,6 +38,7 @@ const PARTS: &[Part] = &[
     cut::THROUGH,
     cut::VOLATILE,
     cut::prefixes::PART,
+    cut::media::PART,
     removal::PART,
     bind::PART,
     linux::PART,

@@ -23,6 +23,18 @@ pub struct Change {
     data: Option<u64>,
 }
 
+impl Change {
+    /// Where it is, in bytes.
+    pub fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Whether something was written; otherwise the disk was told that nobody needs what is there.
+    pub fn has_data(&self) -> bool {
+        self.data.is_some()
+    }
+}
+
 /// A log, which may be growing.
 pub struct LogWrites {
     path: PathBuf,

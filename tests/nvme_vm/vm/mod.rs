@@ -14,7 +14,7 @@ mod qmp;
 pub use files::Files;
 pub use initramfs::Initramfs;
 pub use link::{Heard, Link};
-pub use log_writes::LogWrites;
+pub use log_writes::{Change, LogWrites};
 pub use machine::{Drive, Machine, Vm};
 pub use python::Python;
 pub use qmp::Qmp;

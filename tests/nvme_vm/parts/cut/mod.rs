@@ -3,7 +3,10 @@
 //! What is done, and how it is known what there should be, is that of `spdk-rs/tests/crash`, which kills processes. Here
 //! the machine goes, with what its disk had not written yet.
 
+pub mod media;
+mod media_deletes;
 pub mod prefixes;
+mod record;
 mod work;
 
 // Their own modules, as they are there.
