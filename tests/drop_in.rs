@@ -105,3 +105,26 @@ fn the_socket_may_be_named_as_seen_from_here() -> Result<()> {
     place.discard();
     Ok(())
 }
+
+#[test]
+fn why_a_controller_is_not_attached_is_said() -> Result<()> {
+    let mut place = Place::new()?;
+    let options = TargetOptions::in_place(&place);
+    let mut process = start(&options, &["-B", "2:0"])?;
+    for (address, why) in [
+        ("0000:ff:1f.7", "there is no PCI device at this address"),
+        (
+            "0000:02:00.0",
+            "was started with the order to leave that device alone",
+        ),
+        ("02:00.0", "was started with the order to leave that device alone"),
+    ] {
+        let params = json!({"name": "Nvme0", "trtype": "PCIe", "traddr": address});
+        let answer = process.call("bdev_nvme_attach_controller", params);
+        let said = answer.expect_err("there is none").to_string();
+        assert!(said.contains(why), "{address}: {said}");
+    }
+    assert_eq!(process.stop()?.code(), Some(0));
+    place.discard();
+    Ok(())
+}

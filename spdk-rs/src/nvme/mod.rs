@@ -16,6 +16,7 @@ mod tcp;
 use std::time::Duration;
 
 pub use pcie::attach_pcie;
+pub(crate) use pcie::say_why;
 pub use tcp::{AttachOptions, attach};
 
 use crate::bdev::{c_name, check_app_thread};

@@ -1,15 +1,16 @@
 //! Controllers in this machine's PCI slots.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::fs;
 use std::io::ErrorKind as IoErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::attach::{Keep, create};
 use crate::bdev::{c_name, check_app_thread};
-use crate::{Error, ErrorKind, Result, nvmf};
+use crate::{Error, ErrorKind, Result, guard, nvmf};
 
 const WHAT: &str = "attach NVMe controller";
 /// SPDK gives up by itself: after the time that the controller says it needs to become ready.
@@ -30,9 +31,9 @@ const FOR_PROGRAMS: [&str; 3] = ["uio_pci_generic", "igb_uio", "vfio-pci"];
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] if there is no such device, no NVMe controller in the slot, or SPDK does not see
-/// it (the runtime is without PCI, or was told to leave it); [`ErrorKind::Busy`] if another driver has it, or
-/// none: the error says which, and what to do; [`ErrorKind::PermissionDenied`] if this process may not use
-/// it; [`ErrorKind::AlreadyExists`] if there is a controller of this name or address;
+/// it (the runtime is without PCI); [`ErrorKind::Busy`] if another driver has it, or none: the error says
+/// which, and what to do; [`ErrorKind::PermissionDenied`] if this process may not use it, or was told to leave
+/// it ([`Builder::pci_block`](crate::runtime::Builder::pci_block), `pci_allow`); [`ErrorKind::AlreadyExists`] if there is a controller of this name or address;
 /// [`ErrorKind::InvalidArgument`]; [`ErrorKind::WrongThread`] if not called on the app thread.
 #[doc(alias = "bdev_nvme_create")]
 pub async fn attach_pcie(name: &str, address: &str) -> Result<Vec<String>> {
@@ -46,7 +47,7 @@ pub async fn attach_pcie(name: &str, address: &str) -> Result<Vec<String>> {
         let why = "is not the address of a PCI device: it looks like 0000:01:00.0".to_owned();
         return fail(ErrorKind::InvalidArgument, why);
     };
-    if let Err((kind, why)) = usable(Path::new(DEVICES), &address) {
+    if let Err((kind, why)) = may_have(&address) {
         return fail(kind, why);
     }
     let id = nvmf::parse(WHAT, format!("trtype:PCIe traddr:{address}"))?;
@@ -54,11 +55,47 @@ pub async fn attach_pcie(name: &str, address: &str) -> Result<Vec<String>> {
     let attached = create(WHAT, device, keep, LIMIT).await;
     attached.map_err(|error| match error.kind() {
         ErrorKind::NotFound => error.with_detail(
-            "SPDK does not see it: the runtime is without PCI (no hugepages, or told so), was told to leave \
-             this device, or another process uses it",
+            "SPDK does not see it: the runtime is without PCI (no hugepages, or told so), or another process \
+             uses it",
         ),
         ErrorKind::AlreadyExists => error.with_detail("there is a controller of this name or address"),
         _ => error,
+    })
+}
+
+/// Which devices this process was told to take, if not all, and which to leave. (DPDK heeds that for what it finds by
+/// itself, and not where a device is asked for.)
+struct Lists {
+    only: Vec<String>,
+    not: Vec<String>,
+}
+
+static LISTS: OnceLock<Lists> = OnceLock::new();
+
+/// Has the method `bdev_nvme_attach_controller` answer why a controller cannot be attached. Addresses are given as
+/// Linux writes them.
+pub(crate) fn say_why(only: Vec<String>, not: Vec<String>) {
+    let _ = LISTS.set(Lists { only, not }); // a process starts once
+    // SAFETY: only keeps the function, which may be called at any time.
+    unsafe { spdk_sys::spdk_rs_nvme_set_refuse(Some(refuse)) };
+}
+
+/// What SPDK asks. What is no address it refuses itself.
+unsafe extern "C" fn refuse(traddr: *const c_char, why: *mut c_char, len: usize) -> c_int {
+    guard::ffi(0, || {
+        // SAFETY: the text ends with a zero, and stays as it is during the call.
+        let address = unsafe { CStr::from_ptr(traddr) }.to_str().ok().and_then(whole);
+        let refused = address.map_or(Ok(()), |address| may_have(&address));
+        let Err((kind, text)) = refused else {
+            return 0;
+        };
+        let count = text.len().min(len - 1);
+        // SAFETY: C gives memory of this length, more than one byte.
+        unsafe {
+            std::ptr::copy_nonoverlapping(text.as_ptr(), why.cast(), count);
+            why.add(count).write(0);
+        }
+        -Error::new(kind, WHAT, "", "").errno()
     })
 }
 
@@ -75,6 +112,19 @@ fn whole(address: &str) -> Option<String> {
     let (slot, function) = (number(slot, 32)?, number(function, 8)?);
     let end = parts.next().is_none();
     end.then(|| format!("{domain:04x}:{bus:02x}:{slot:02x}.{function}"))
+}
+
+/// Whether this process may have the device; else why not, and what to do.
+fn may_have(address: &str) -> std::result::Result<(), (ErrorKind, String)> {
+    if let Some(Lists { only, not }) = LISTS.get() {
+        let is_in = |list: &[String]| list.iter().any(|listed| listed == address);
+        if is_in(not) || !(only.is_empty() || is_in(only)) {
+            let why = "this process was started with the order to leave that device alone (`spdk_tgt` by its options -B \
+                       and -W)";
+            return Err((ErrorKind::PermissionDenied, why.to_owned()));
+        }
+    }
+    usable(Path::new(DEVICES), address)
 }
 
 /// Whether Linux lets this process have the device; else why not, and what to do.

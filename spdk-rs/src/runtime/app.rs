@@ -74,6 +74,11 @@ impl Runtime {
     {
         // Also checks what SPDK itself must look at (log flags), before anything is used up.
         let mut options = Options::new(&self.builder)?;
+        #[cfg(feature = "nvme")]
+        crate::nvme::say_why(
+            super::options::pci_addresses(&self.builder.pci_allow)?,
+            super::options::pci_addresses(&self.builder.pci_block)?,
+        );
         env::begin_start()?;
         guard::set_hook(stop::request);
 

@@ -147,6 +147,21 @@ pub(super) fn parse_pci(address: &str) -> Result<spdk_pci_addr> {
     }
 }
 
+/// PCI addresses as Linux writes them.
+#[cfg(feature = "nvme")]
+pub(super) fn pci_addresses(addresses: &[String]) -> Result<Vec<String>> {
+    let written = |address: &String| {
+        let spdk_pci_addr {
+            domain,
+            bus,
+            dev,
+            func,
+        } = parse_pci(address)?;
+        Ok(format!("{domain:04x}:{bus:02x}:{dev:02x}.{func}"))
+    };
+    addresses.iter().map(written).collect()
+}
+
 /// A list that SPDK frees with `free`.
 fn pci_list(addresses: &[String]) -> Result<*mut spdk_pci_addr> {
     let parsed = addresses

@@ -280,18 +280,18 @@ impl Life {
             .check_space()
             .with_context(|| format!("not answered: {open:?}"))?;
         for (at, lane) in self.lanes.iter_mut().enumerate() {
-            // A sum that was answered is there.
-            if let (Some(Op::Checksum { vol }), None | Some(Op::Write { .. })) =
-                (&self.heard[at], &lane.unheard)
-            {
+            // A sum that was answered is there, when that is looked at for the first time: it may go with what
+            // was not answered then, and the power may go again before anything is heard.
+            let heard = self.heard[at].take();
+            if let (Some(Op::Checksum { vol }), None | Some(Op::Write { .. })) = (&heard, &lane.unheard) {
                 let found = of_lane(report, at);
                 let summed = found
                     .iter()
                     .any(|found| found.name == *vol && found.sum.is_some());
-                ensure!(summed, "the checksum of {vol} is lost");
+                ensure!(summed, "the checksum of {vol} is lost, found: {found:?}");
             }
             lane.find(report, at)
-                .with_context(|| format!("heard last: {:?}", self.heard[at]))?;
+                .with_context(|| format!("heard last: {heard:?}"))?;
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ pub use devices::{addresses, bind, driver};
 pub use kernel_log::kernel_log;
 pub use network::network;
 pub use program::{Program, program, run_program, with_spdk, with_spdk_and};
-pub use target::{start_target, start_target_as};
+pub use target::{start_target, start_target_as, start_target_with};
 
 use crate::parts;
 use crate::vm::Link;

@@ -23,7 +23,14 @@ pub fn config(calls: Vec<Value>) -> Value {
 
 /// Starts it and waits until it serves.
 pub fn start_target() -> Result<Target> {
-    start(command()?)
+    start_target_with(&[])
+}
+
+/// The same, with further options.
+pub fn start_target_with(options: &[&str]) -> Result<Target> {
+    let mut command = command()?;
+    command.args(options);
+    start(command)
 }
 
 /// Starts it as an ordinary user, who has no privileges.

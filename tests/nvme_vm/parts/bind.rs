@@ -21,6 +21,7 @@ pub const PART: Part = Part {
     programs: &[],
 };
 
+const KERNELS_DRIVER: &str = "/sys/bus/pci/drivers/nvme";
 const SCRIPT: &str = "/bin/bind-nvme";
 const PLACE: &str = "/mnt";
 const FILE: &str = "/mnt/data";
@@ -136,6 +137,12 @@ fn in_guest(link: &Link, params: &Value) -> Result<()> {
         2,
     )?;
 
+    is_refused(link, None, spare, "the kernel's driver nvme has the controller")?;
+    fs::write(format!("{KERNELS_DRIVER}/unbind"), other)?;
+    is_refused(link, None, other, "no driver has the controller")?;
+    fs::write(format!("{KERNELS_DRIVER}/bind"), other)?;
+    block_device(other)?;
+
     guest::run(&["/sbin/mkfs.ext4", "-q", &device])?;
     mounts::mount("ext4", &device, PLACE, 0, "")?;
     fs::write(FILE, data())?;
@@ -150,6 +157,10 @@ fn in_guest(link: &Link, params: &Value) -> Result<()> {
     link.same("its driver", driver(spare)?, expected)?;
     link.same("the other's driver", driver(other)?, "nvme")?;
     link.check(!Path::new(&device).exists(), format_args!("{device} is gone"))?;
+    if iommu {
+        std::os::unix::fs::chown("/dev/hugepages", Some(USER), Some(USER))?;
+        is_refused(link, Some(USER), spare, "this process may not open /dev/vfio/")?;
+    }
     attach(link, &script, spare, iommu)?;
 
     script.does(link, &["unbind", spare], "kernel's driver again")?;
@@ -178,6 +189,30 @@ fn refusals(link: &Link, script: &Script, address: &str, device: &str) -> Result
     script.refuses(link, &bind, "(process 1)")?;
     drop(open);
     script.refuses(link, &bind[..2], "nothing was done")
+}
+
+/// The target does not take a controller, and says why.
+fn is_refused(link: &Link, user: Option<u32>, address: &str, reason: &str) -> Result<()> {
+    let mut target = match user {
+        Some(user) => guest::start_target_as(user)?,
+        None => guest::start_target()?,
+    };
+    let answer = target.call(
+        "bdev_nvme_attach_controller",
+        json!({"name": "Nvme0", "trtype": "PCIe", "traddr": address}),
+    );
+    let said = answer.err().context("it was attached")?.to_string();
+    let to_do = if user.is_some() {
+        "run it as root"
+    } else {
+        "ci/bind-nvme bind"
+    };
+    link.check(
+        said.contains(reason) && said.contains(to_do),
+        format_args!("the target does not attach {address}: {said}"),
+    )?;
+    let status = target.into_process().stop()?;
+    link.check(status.success(), format_args!("and stops: {status}"))
 }
 
 /// The target takes the controller; while it has it, nobody gives it back.

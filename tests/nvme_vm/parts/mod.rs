@@ -8,6 +8,7 @@ mod io;
 mod linux;
 mod pcie;
 mod removal;
+mod two;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -40,6 +41,7 @@ const PARTS: &[Part] = &[
     cut::prefixes::PART,
     cut::media::PART,
     removal::PART,
+    two::PART,
     bind::PART,
     linux::PART,
 ];

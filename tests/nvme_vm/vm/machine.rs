@@ -86,6 +86,22 @@ impl Machine {
             .arguments(["-device".to_owned(), drive.controller(id)])
     }
 
+    /// An NVMe controller with a namespace on each of `drives`, from number 1 on.
+    #[must_use]
+    pub fn namespaces(mut self, id: &str, drives: &[Drive]) -> Self {
+        self = self.slot(id).arguments([
+            "-device".to_owned(),
+            format!("nvme,id={id},serial={id},bus=slot-{id}"),
+        ]);
+        for (number, drive) in (1..).zip(drives) {
+            let namespace = format!("nvme-ns,drive={},bus={id},nsid={number}", drive.node);
+            self = self
+                .arguments(drive.arguments())
+                .arguments(["-device".to_owned(), namespace]);
+        }
+        self
+    }
+
     /// A slot for the controller `id`.
     #[must_use]
     pub fn slot(self, id: &str) -> Self {
