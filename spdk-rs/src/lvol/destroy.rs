@@ -81,8 +81,29 @@ pub enum DestroyError {
         /// The volume.
         lvol: Lvol,
     },
-    /// Another error, as of a device that fails. Nothing has changed: its bdev and what stands on
-    /// it were not touched.
+    /// Its lvstore, or the device beneath, is being let go, and the volume's bdev with it. Nothing
+    /// has changed on disk: the volume is there when the lvstore is loaded again, unless it is the
+    /// lvstore that is being destroyed.
+    StoreClosing {
+        /// The volume.
+        lvol: Lvol,
+    },
+    /// The device failed. Nothing has changed: the volume's bdev and what stands on it were not
+    /// touched.
+    Io {
+        /// The volume.
+        lvol: Lvol,
+        /// What went wrong.
+        source: Error,
+    },
+    /// There was no memory for it. Nothing has changed.
+    NoMemory {
+        /// The volume.
+        lvol: Lvol,
+        /// What went wrong.
+        source: Error,
+    },
+    /// Another error. Nothing has changed.
     Failed {
         /// The volume.
         lvol: Lvol,
@@ -107,6 +128,9 @@ impl DestroyError {
             | Self::HasClones { lvol, .. }
             | Self::NotFound { lvol }
             | Self::Deleting { lvol }
+            | Self::StoreClosing { lvol }
+            | Self::Io { lvol, .. }
+            | Self::NoMemory { lvol, .. }
             | Self::Failed { lvol, .. }
             | Self::Vanished { lvol, .. } => lvol,
         }
@@ -128,11 +152,14 @@ impl DestroyError {
     /// What sort of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Busy { .. } => ErrorKind::Busy,
+            Self::Busy { .. } | Self::StoreClosing { .. } => ErrorKind::Busy,
             Self::Deleting { .. } => ErrorKind::TimedOut,
             Self::HasClones { .. } => ErrorKind::PermissionDenied,
             Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::Failed { source, .. } | Self::Vanished { source, .. } => source.kind(),
+            Self::Io { source, .. }
+            | Self::NoMemory { source, .. }
+            | Self::Failed { source, .. }
+            | Self::Vanished { source, .. } => source.kind(),
         }
     }
 }
@@ -152,7 +179,10 @@ impl fmt::Display for DestroyError {
             Self::Deleting { .. } => {
                 f.write_str("it is being destroyed, and goes when those who have it open close it")
             }
-            Self::Failed { source, .. } => write!(f, "it is kept whole: {source}"),
+            Self::StoreClosing { .. } => f.write_str("its lvstore, or the device beneath, is being let go"),
+            Self::Io { source, .. } | Self::NoMemory { source, .. } | Self::Failed { source, .. } => {
+                write!(f, "it is kept whole: {source}")
+            }
             Self::Vanished { source, .. } => write!(
                 f,
                 "{source}, but this SPDK, which lacks the patches, has dropped the volume from memory; \
@@ -165,7 +195,10 @@ impl fmt::Display for DestroyError {
 impl std::error::Error for DestroyError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Failed { source, .. } | Self::Vanished { source, .. } => Some(source),
+            Self::Io { source, .. }
+            | Self::NoMemory { source, .. }
+            | Self::Failed { source, .. }
+            | Self::Vanished { source, .. } => Some(source),
             _ => None,
         }
     }
@@ -175,7 +208,9 @@ impl From<DestroyError> for Error {
     fn from(error: DestroyError) -> Self {
         let device = error.lvol().to_string();
         match error {
-            DestroyError::Failed { source, .. } => source,
+            DestroyError::Io { source, .. }
+            | DestroyError::NoMemory { source, .. }
+            | DestroyError::Failed { source, .. } => source,
             other => Error::new(other.kind(), WHAT, device, other.to_string()),
         }
     }
@@ -229,17 +264,27 @@ async fn destroy(lvol: Lvol) -> Result<(), DestroyError> {
             _ => DestroyError::Vanished { lvol, source },
         });
     }
-    Err(match holders {
-        Some(holders) if -rc == libc::EPERM => DestroyError::HasClones {
+    Err(kept(lvol, source, holders))
+}
+
+/// Why a volume is still there.
+fn kept(lvol: Lvol, source: Error, holders: Option<Holders>) -> DestroyError {
+    match (holders, source.kind()) {
+        (Some(holders), ErrorKind::PermissionDenied) => DestroyError::HasClones {
             lvol,
             clones: holders.clones,
         },
-        Some(holders) => DestroyError::Busy {
+        (Some(holders), _) if holders.operation.as_deref() == Some("remove") => {
+            DestroyError::StoreClosing { lvol }
+        }
+        (Some(holders), _) => DestroyError::Busy {
             lvol,
             holders: Box::new(holders),
         },
-        None => DestroyError::Failed { lvol, source },
-    })
+        (None, ErrorKind::Io) => DestroyError::Io { lvol, source },
+        (None, ErrorKind::NoMemory) => DestroyError::NoMemory { lvol, source },
+        (None, _) => DestroyError::Failed { lvol, source },
+    }
 }
 
 unsafe extern "C" fn destroyed(cb_arg: *mut c_void, rc: c_int, busy: *const shim_lvol_busy) {
@@ -297,5 +342,31 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Busy);
         assert_eq!(error.into_lvol(), lvol());
         assert_eq!(Holders::default().to_string(), "unknown");
+    }
+
+    #[test]
+    fn each_reason_is_told_from_the_others() {
+        let kept = |errno, holders| kept(lvol(), Error::from_errno(WHAT, "lvs/backup", errno), holders);
+        let by = |operation: &str| {
+            let operation = Some(operation.to_owned());
+            Some(Holders {
+                operation,
+                ..Holders::default()
+            })
+        };
+        assert!(matches!(kept(libc::EIO, None), DestroyError::Io { .. }));
+        assert!(matches!(kept(libc::ENOMEM, None), DestroyError::NoMemory { .. }));
+        assert!(matches!(kept(libc::EINVAL, None), DestroyError::Failed { .. }));
+        assert!(matches!(
+            kept(libc::EBUSY, by("checksum")),
+            DestroyError::Busy { .. }
+        ));
+        assert!(matches!(
+            kept(libc::EPERM, by("")),
+            DestroyError::HasClones { .. }
+        ));
+        let closing = kept(libc::EBUSY, by("remove"));
+        assert!(matches!(closing, DestroyError::StoreClosing { .. }));
+        assert_eq!((closing.kind(), closing.into_lvol()), (ErrorKind::Busy, lvol()));
     }
 }
