@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use spdk_rs::bdev::{Bdev, Mode, wait_for_examine};
 use spdk_rs::buf::DmaBuf;
 use spdk_rs::lvol::{LvolStore, Provisioning, StoreOptions};
-use spdk_rs::nvme;
+use spdk_rs::{Error, nvme};
 
 use super::actor::SHAPE;
 use super::media_deletes;
@@ -120,6 +120,13 @@ fn status(link: &Link, params: &Value) -> Result<()> {
     })
 }
 
+/// That an error has NVMe's status, type and code.
+fn says(link: &Link, error: &Error, status: &str) -> Result<()> {
+    let said = error.nvme_status().context("no status")?;
+    let said = format!("{:02x}/{:02x}", said.code_type, said.code);
+    link.same(format_args!("NVMe's status of {error}"), said, status)
+}
+
 async fn disk(link: &Link) -> Result<()> {
     let descriptor = Bdev::find("Nvme0n1")?.open(Mode::ReadWrite)?;
     let channel = descriptor.channel()?;
@@ -128,26 +135,10 @@ async fn disk(link: &Link) -> Result<()> {
     // A command that meets the place somewhere fails as a whole.
     for (offset, len) in [(UNREADABLE, BLOCK), (UNREADABLE - 8192, 4 * BLOCK)] {
         let read = channel.read(DmaBuf::new(len)?, offset).await.ok();
-        let error = read.err().context("a bad place was read")?;
-        link.same(
-            format_args!("{error}"),
-            format_args!(
-                "{:x?}",
-                error.nvme_status().map(|status| (status.code_type, status.code))
-            ),
-            "Some((2, 81))",
-        )?;
+        says(link, &read.err().context("a bad place was read")?, "02/81")?;
     }
     let write = channel.write(DmaBuf::zeroed(BLOCK)?, UNWRITABLE).await.ok();
-    let error = write.err().context("a bad place was written")?;
-    link.same(
-        format_args!("{error}"),
-        format_args!(
-            "{:x?}",
-            error.nvme_status().map(|status| (status.code_type, status.code))
-        ),
-        "Some((2, 80))",
-    )?;
+    says(link, &write.err().context("a bad place was written")?, "02/80")?;
     let mut wrong = 0;
     for (offset, len) in [
         (UNREADABLE - MIB, MIB),
